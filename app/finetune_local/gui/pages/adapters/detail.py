@@ -1,4 +1,4 @@
-"""One adapter as the Adapters page shows it: what it is, where it comes from, how good it was found, what can be done with it."""
+"""The details of one adapter: settings, lineage, scores, and actions."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 
 def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings: Answer) -> Html:
-    """The whole of it; `editing` is "name" or "note" while that is being changed; `brings` is what lies beside its weights."""
+    """The adapter's page. `editing`: "name" or "note" while that is being edited. `brings`: what comes with its weights."""
     t = context.t
     back = parts.button(join(["‹ ", t("adapters.back")]), "adapters.back", kind="quiet small back")
     name = _rename_form(context, row) if editing == "name" else None
@@ -55,7 +55,7 @@ def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings:
 
 
 def extraction_of(context: Context, name: str) -> Job | None:
-    """The newest extraction from an adapter."""
+    """The newest extraction job of an adapter."""
     return next((one for one in jobs.every(context.home, EXTRACT) if one.arguments.get("adapter") == name), None)
 
 
@@ -207,7 +207,7 @@ def _extract(context: Context, row: Row) -> Html:
 
 
 def tree(context: Context, row: Row, rows: Sequence[Row]) -> Html:
-    """The tree of one adapter among all."""
+    """The lineage of an adapter: base, run, adapter, and what was extracted from it."""
     t = context.t
     by_name = {other["name"]: other for other in rows}
     source = row["extracted_from"]
@@ -226,7 +226,7 @@ def tree(context: Context, row: Row, rows: Sequence[Row]) -> Html:
 
 
 def _children(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """What was extracted from an adapter."""
+    """The adapters extracted from an adapter."""
     name = row["name"]
     return [
         other
@@ -236,7 +236,7 @@ def _children(row: Row, rows: Sequence[Row]) -> list[Row]:
 
 
 def _went_on(context: Context, row: Row, rows: Sequence[Row]) -> list[Html]:
-    """Runs that were begun from this one's settings."""
+    """Nodes of the runs based on this run's settings."""
     later = [other["name"] for other in rows if other.get("made_from") == row["name"]]
     return [_node(context.t("adapters.node_later"), _run_link(name)) for name in later]
 

@@ -1,4 +1,4 @@
-"""The Adapters page's list: every adapter in a line, searched and sorted."""
+"""The list of adapters, searched and sorted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
 MOST_IN_CHAT = 4
-"""Adapters that can answer side by side."""
+"""How many adapters can answer side by side."""
 
 
 def columns(t: Strings) -> list[Column]:
-    """The columns, by the words of the window."""
+    """The columns, with headings in the window's language."""
     return [
         Column("name", t("adapters.name"), lambda row: row["name"]),
         Column("method", t("adapters.method"), lambda row: (row["method"] or "", row["base"] or "")),
@@ -34,7 +34,7 @@ def columns(t: Strings) -> list[Column]:
 
 
 def searched(t: Strings, row: Row) -> str:
-    """What a search looks through."""
+    """The text that the search matches."""
     words = (
         row["name"],
         row["base"],
@@ -47,12 +47,12 @@ def searched(t: Strings, row: Row) -> str:
 
 
 def chosen(t: Strings, rows: Sequence[Row], place: Place) -> list[Row]:
-    """The rows that the search leaves, in order."""
+    """The rows that match the search, sorted."""
     return lists.ordered(lists.matching(rows, place.search, lambda row: searched(t, row)), columns(t), place)
 
 
 def drawn(context: Context, rows: Sequence[Row], all_rows: int, place: Place) -> Html:
-    """The list: what is picked and what can be done with it, the table of one page, the pager."""
+    """The list: the selection with its actions, the table of one page, the pager."""
     t, f = context.t, context.f
     if not all_rows:
         train = parts.button(t("adapters.train"), "go", "train", kind="primary")
@@ -75,7 +75,7 @@ def drawn(context: Context, rows: Sequence[Row], all_rows: int, place: Place) ->
 
 
 def score_text(context: Context, row: Row, condition: str = "tuned") -> str | None:
-    """What the newest evaluation measured of a condition, in the metric of its verdict; None where it was never evaluated."""
+    """The score of a condition in the newest evaluation, in the metric of its verdict; None if there is no evaluation."""
     value = _mean(row, condition)
     if value is None:
         return None

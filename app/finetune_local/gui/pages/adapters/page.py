@@ -1,4 +1,4 @@
-"""Adapters: what was trained or brought in; chat with one, evaluate, export, rename, note, remove, extract a small one from a whole."""
+"""Adapters: trained and imported ones. Chat, evaluate, export, rename, annotate, remove, or extract a low-rank adapter."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ GOES = {"adapters.evaluate": "evaluate", "adapters.export": "export"}
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     AdaptersPage(context).build()
 
 
 class AdaptersPage:
-    """The page's components and what they do. It shows the list, or one adapter ("adapters_shown")."""
+    """The page's components and their handlers. It shows the list, or one adapter ("adapters_shown")."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
@@ -49,7 +49,7 @@ class AdaptersPage:
         self.brings = Answers(context.lookups, "brings")
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t, context = self.t, self.context
@@ -79,7 +79,7 @@ class AdaptersPage:
             context.on(view.click, self._press, None, [*self.views, context.nav])
         context.on_notice(UNDO, self._undo, self.views)
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _place(self, window: Window) -> Place:
         return window.state(AdaptersState).list
@@ -87,11 +87,11 @@ class AdaptersPage:
     def _show(self, window: Window) -> dict[Any, Any]:
         window.state(AdaptersState).editing = ""
         drawn = self._draw(window, whole=True)
-        search = self._place(window).search  # read last: it may be typed in meanwhile
+        search = self._place(window).search  # read last: the user may be typing in it
         return drawn | ({self.search: search} if window.lacks("adapters-search", search) else {})
 
     def _draw(self, window: Window, whole: bool = False) -> dict[Any, Any]:
-        """The views that have changed (or all), as the window's memory has it. An adapter that is gone gives way to the list."""
+        """The views that have changed, or all. If the open adapter no longer exists, the list is shown."""
         with window.drawing:
             return self._drawn(window, whole)
 
@@ -104,7 +104,7 @@ class AdaptersPage:
         if shown is not None:
             brings = Answer([])
             if not shown["problem"]:
-                brings = self.brings.ask(folder=shown["folder"], bytes=shown["bytes"])  # another size: ask again
+                brings = self.brings.ask(folder=shown["folder"], bytes=shown["bytes"])  # its size changed: check again
             main = detail.drawn(self.context, shown, rows, editing, brings)
         else:
             names = {row["name"] for row in rows}
@@ -143,9 +143,9 @@ class AdaptersPage:
         return parts.card(form, title=t("adapters.import_title"))
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        return {} if window.state(AdaptersState).editing else self._draw(window)  # what is being typed must stay
+        return {} if window.state(AdaptersState).editing else self._draw(window)  # keep what the user is typing
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _to(self, window: Window, place: Place) -> dict[Any, Any]:
         window.state(AdaptersState).list = place
@@ -201,7 +201,7 @@ class AdaptersPage:
         return self._draw(window)
 
     def _change(self, window: Window, do: str, value: str, data: dict[str, str]) -> dict[Any, Any]:
-        """What changes something on disk."""
+        """Handle an action that changes files."""
         home = self.context.home
         match do:
             case "adapters.import":
@@ -246,7 +246,7 @@ class AdaptersPage:
             entry = manage.bring_in(upload, self.context.home, name, notes.append)
         finally:
             upload.unlink(missing_ok=True)
-            with suppress(OSError):  # Gradio made a folder for each upload
+            with suppress(OSError):  # Gradio creates a folder per upload
                 upload.parent.rmdir()
         return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 

@@ -13,8 +13,8 @@ Editing = Literal["", "import", "name", "note"]
 
 @dataclass(eq=False)
 class AdaptersState(State, prefix="adapters_"):
-    """The place in the list, and the form that is open. The adapter that is open is in Shared."""
+    """The position in the list, and the open form. The open adapter is in Shared."""
 
     list: Place = field(default_factory=lambda: Place("created_time", down=True))
     editing: Editing = ""
-    """What is being typed: the folder to import, or the open adapter's name or note."""
+    """The form that is open: the import, or the open adapter's name or note."""

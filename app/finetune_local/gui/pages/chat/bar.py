@@ -1,4 +1,4 @@
-"""What stands around a conversation: the list of kept ones, the base and what is in memory, who answers, questions to try."""
+"""What surrounds a conversation: the saved conversations, the base, the answering models, suggested questions, settings."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 
 
 LISTED = 200
-"""Conversations that are listed; older ones are found by the search."""
+"""How many conversations are listed; the search finds older ones."""
 
 OFFERED = 3
-"""Held-out questions that are shown at once."""
+"""How many held-out questions are suggested at once."""
 
 
 def saved(context: Context, window: Window, current: str) -> Html:
-    """The kept conversations that the search finds."""
+    """The saved conversations that match the search."""
     t, f = context.t, context.f
     state = window.state(ChatState)
     found = conversations.listed(context.home, state.search)
@@ -103,7 +103,7 @@ def _renaming(context: Context, id: str, name: str) -> Html:  # noqa: A002 - the
 
 
 def top(context: Context, window: Window, room: Room) -> Html:
-    """The conversation's name, the base, and what is in memory."""
+    """The conversation's name, the base, and which model is in memory."""
     t = context.t
     known = installed(context.home.models)
     if room.model and room.model not in known:
@@ -134,7 +134,7 @@ def _short(name: str) -> str:
 
 
 def memory(context: Context, room: Room) -> Html | None:
-    """A line: what is loaded, or being loaded, and how to change that."""
+    """A line on the loaded model, with a button to load or unload it."""
     t, f, opened = context.t, context.f, context.chat.opened
     if room.model is None:
         return None
@@ -164,7 +164,7 @@ def memory(context: Context, room: Room) -> Html | None:
 
 
 def _training(context: Context) -> Html | None:
-    """Whether a run is training: memory may then be short."""
+    """Whether a run is training, so that memory may be short."""
     opened = context.chat.opened
     if opened is None or not runs.running(context.home):
         return None
@@ -179,7 +179,7 @@ def _training(context: Context) -> Html | None:
 
 
 def who(context: Context, room: Room, note: str) -> Html:
-    """Who answers, and a list to choose from: adapters that do not fit the base are there with the reason."""
+    """The answering models, and a list to choose from. Adapters that do not fit the base are listed with the reason."""
     t = context.t
     if room.folder is None:
         return Html("")
@@ -221,13 +221,13 @@ def _choice(context: Context, name: str, label: str, problem: str, room: Room) -
 
 
 def held_out(room: Room) -> Sequence[Example]:
-    """Held-out questions of the runs that made the adapters which answer; of the first that has some."""
+    """Held-out questions from the run of the first answering adapter that has some."""
     folders = {offer.name: offer.folder for offer in room.offers}
     return next((found for name in room.adapters if (found := examples(folders[name].resolve()))), ())
 
 
 def trying(context: Context, window: Window, room: Room) -> Html | None:
-    """Some of them, to be asked by a press."""
+    """Buttons with suggested questions."""
     t, found = context.t, held_out(room)
     if not found:
         return None
@@ -252,7 +252,7 @@ def trying(context: Context, window: Window, room: Room) -> Html | None:
 
 
 def welcome(context: Context, window: Window, room: Room) -> Html:
-    """What stands where nothing was said yet."""
+    """What an empty conversation shows."""
     t = context.t
     if room.model is None or room.folder is None:
         go = parts.button(t("chat.to_models"), "go", "model", kind="primary")
@@ -271,7 +271,7 @@ def sending(context: Context, room: Room, call: ChatCall | None, editing: int | 
 
 
 def editing_note(context: Context, editing: int | None) -> Html:
-    """What an edit will do, and how to leave it."""
+    """A note on what editing a question does, with a button to cancel."""
     t: Any = context.t
     if editing is None:
         return Html("")
@@ -280,7 +280,7 @@ def editing_note(context: Context, editing: int | None) -> Html:
 
 
 class ChatPanel:
-    """The components; to be made within the page, where the panel shall lie over its right side."""
+    """The settings panel: system prompt, sampling, backend. Create it inside the page; it overlays the right side."""
 
     def __init__(self, context: Context) -> None:
         import gradio as gr
@@ -301,11 +301,11 @@ class ChatPanel:
 
     @property
     def components(self) -> list[Any]:
-        """All that shown() gives values to."""
+        """All components that shown() updates."""
         return [self.column, self.system, self.problem, *self._settings()]
 
     def wire(self) -> None:
-        """Keep what is typed, and say what cannot be."""
+        """Connect the fields: values are stored as they are typed, and errors are shown."""
         import gradio as gr
 
         self._context.on(self.system.input, self._set_system, self.system, None, latest=True)
@@ -318,7 +318,7 @@ class ChatPanel:
         )
 
     def shown(self, window: Window) -> dict[Any, Any]:
-        """The panel as this window has it."""
+        """The panel's values for this window."""
         import gradio as gr
 
         state = window.state(ChatState)

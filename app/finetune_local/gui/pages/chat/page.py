@@ -1,4 +1,4 @@
-"""Chat: talk to the base and to adapters, one alone or several side by side, and swap them in the middle of it."""
+"""Chat with the base and with adapters, alone or side by side; they can be swapped during a conversation."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.chat", 40
 SHOWN = "chat shown"
 EVERY = 0.1
-"""Seconds between two looks at a growing answer."""
+"""Seconds between two updates of a streamed answer."""
 SETTLED = 4.0
-"""Seconds after which all that was sent to a browser has arrived."""
+"""Seconds after which a browser has received everything sent to it."""
 
 
 def completed(context: Context, _window: Window) -> bool:
@@ -38,12 +38,12 @@ def completed(context: Context, _window: Window) -> bool:
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     ChatPage(context).build()
 
 
 class ChatPage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
@@ -54,7 +54,7 @@ class ChatPage:
         """When something was last pressed or followed in a window."""
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t = self.t
@@ -101,7 +101,7 @@ class ChatPage:
         context.on(self.message.input, self._typed, self.message, None, latest=True)
         self.panel.wire()
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _show(self, window: Window) -> dict[Any, Any]:
         window.changed(SHOWN, True)
@@ -121,10 +121,10 @@ class ChatPage:
         return self.context.chat.of(room.id) if room.id else None
 
     def _draw(self, window: Window, *, live: bool, room: Room | None = None) -> dict[Any, Any]:
-        """What has changed of the views. Without `live` what another handler is following is left to it.
+        """The views that have changed. Without `live`, the answer is left to the handler that streams it.
 
-        Two handlers may be told to the browser the other way round than they worked, so for a while after something was done
-        a tick sends again what the views show; where the browser has it so already nothing happens there.
+        The results of two handlers may reach the browser in reverse order. For SETTLED seconds after an action, ticks therefore
+        send the views again; the browser ignores what it already shows.
         """
         context, now = self.context, time.monotonic()
         again = not live and now - self._moving.get(window.name, -SETTLED) < SETTLED
@@ -162,11 +162,11 @@ class ChatPage:
 
     def _tick(self, window: Window) -> dict[Any, Any]:
         if window.changed(SHOWN, True):
-            return self._show(window)  # it came into view before it had said which window it is in
+            return self._show(window)  # it came into view before the browser had named its window
         return self._draw(window, live=False)
 
     def _follow(self, window: Window) -> Iterator[dict[Any, Any]]:
-        """Show an answer as it grows; at its end the conversation is read from disk, as it is after a reload."""
+        """Stream an answer. At its end the conversation is read from disk, as after a reload."""
         room = chatroom.room(self.context.home, window)
         call = self._call(room)
         if call is None:
@@ -190,7 +190,7 @@ class ChatPage:
         yield {**self._taken_back(window, call), **self._draw(window, live=True)}
 
     def _taken_back(self, window: Window, call: ChatCall) -> dict[Any, Any]:
-        """A question that can never be answered was taken back: it is in the message box again."""
+        """Put a question that cannot be answered back into the message box."""
         state, room = window.state(ChatState), chatroom.room(self.context.home, window)
         exchanges = room.conversation.exchanges
         if call.error is None or not state.asked or (exchanges and exchanges[-1].question == state.asked):
@@ -198,7 +198,7 @@ class ChatPage:
         state.message, state.asked = state.asked, ""
         return {self.message: state.message}
 
-    # ── what is typed ──────────────────────────────────────────────────────────────────────────────────────
+    # ── input ──────────────────────────────────────────────────────────────────────────────────────────────
 
     def _search(self, window: Window, text: str) -> Any:
         state = window.state(ChatState)
@@ -209,10 +209,10 @@ class ChatPage:
 
     def _typed(self, window: Window, text: str) -> None:
         state = window.state(ChatState)
-        if text != state.asked:  # else it was sent meanwhile
+        if text != state.asked:  # otherwise it was sent in the meantime
             state.message = text
 
-    # ── what is pressed ────────────────────────────────────────────────────────────────────────────────────
+    # ── buttons ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _send(self, window: Window, text: str, event: Any) -> dict[Any, Any]:
         do, _, _ = parts.pressed(event)
@@ -220,13 +220,13 @@ class ChatPage:
         if do == "stop":
             if (call := self._call(room)) is not None:
                 self.context.chat.stop(call)
-            return {}  # who follows the call shows it
+            return {}  # the handler that streams the call shows it
         if not text.strip():
             return {}
         return self._ask(window, room, text)
 
     def _ask(self, window: Window, room: Room, text: str, expected: str | None = None) -> dict[Any, Any]:
-        """Put a question, or put an edited one otherwise, and have it answered."""
+        """Send the message, or the edited question, and stream the answer."""
         self._check(window, room)
         record, state = chatroom.begun(self.context.home, window, room), window.state(ChatState)
         if state.editing is None:
@@ -245,10 +245,10 @@ class ChatPage:
         return self._draw(window, live=True)
 
     def _check(self, window: Window, room: Room) -> None:
-        """Before anything is changed: what would keep it from being answered."""
+        """Raise what would prevent an answer, before anything is changed."""
         chatroom.sampling(window)
         if room.folder is None:
-            choices.opened(self.context.home, room.model or DEFAULT_MODEL)  # raises what is wrong with it
+            choices.opened(self.context.home, room.model or DEFAULT_MODEL)  # raises if it cannot be used
         if room.id:
             self.context.chat.check_free(room.id)
 
@@ -266,7 +266,7 @@ class ChatPage:
             yield self._done(window, room, do, value, data)
 
     def _done(self, window: Window, room: Room, do: str, value: str, data: Mapping[str, str]) -> dict[Any, Any]:
-        """What is done at once."""
+        """Handle an action that needs no model."""
         context, home, more = self.context, self.context.home, dict[Any, Any]()
         state = window.state(ChatState)
         match do:
@@ -342,7 +342,7 @@ class ChatPage:
             chatroom.begin_anew(window)
 
     def _choose_who(self, window: Window, room: Room, do: str, name: str) -> Iterator[dict[Any, Any]]:
-        """Who answers from now on; one that answers alone is swapped in at once, where the base is in memory."""
+        """Change the answering models. One that answers alone is swapped in at once if the base is in memory."""
         if do == "only":
             chatroom.only(window, name)
         elif not chatroom.toggle(window, room, name):
@@ -363,7 +363,7 @@ class ChatPage:
             yield self._draw(window, live=False)
 
     def _hold(self, window: Window, room: Room, do: str) -> Iterator[dict[Any, Any]]:
-        """Load what is chosen, or give its memory back."""
+        """Load the selected model, or free its memory."""
         chat = self.context.chat
         if do == "unload":
             chat.unload()
@@ -373,7 +373,7 @@ class ChatPage:
         yield from self._until_ended(window, call)
 
     def _until_ended(self, window: Window, call: ChatCall) -> Generator[dict[Any, Any], None, Mapping[str, Any] | None]:
-        """Follow a request that answers nothing; returns its result. Raises what it failed with."""
+        """Wait for a request without an answer; returns its result. Raises its error."""
         version = -1
         while not call.ended:
             version = call.wait(version, 1.0)

@@ -1,4 +1,4 @@
-"""What a window's chat is about, from its state: the conversation, the base, who answers, how."""
+"""The chat of a window, from its state: the conversation, the base, the answering models, and their settings."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
     from finetune_local.system.paths import Home
 
 BASE = ""
-"""The base among the names of those who answer, where JSON or HTML cannot hold None."""
+"""The base among the names of answering models, where JSON or HTML cannot represent None."""
 
 
 @dataclass(frozen=True)
 class Room:
-    """One window's chat at one moment. `folder` is None where the base is not on this machine, `missing` says so then."""
+    """A snapshot of a window's chat. `folder` is None if the base is not installed; `missing` then says so."""
 
     history: History | None
     conversation: Conversation
@@ -43,17 +43,17 @@ class Room:
 
     @property
     def id(self) -> str:
-        """The conversation's; "" before it is begun."""
+        """The conversation's id; "" for a new one."""
         return self.history.id if self.history else ""
 
     @property
     def adapters(self) -> list[str]:
-        """The adapters among those who answer."""
+        """The answering adapters, without the base."""
         return [name for name in self.answerers if name is not None]
 
 
 def enter(home: Home, window: Window) -> None:
-    """Take over what another page chose: a conversation, or adapters to chat with. Raises SpecError where it is gone."""
+    """Take over the selection of another page: a conversation, or adapters. Raises SpecError if it no longer exists."""
     state, shared = window.state(ChatState), window.shared
     conversation, adapters = _choice(window)
     seen_conversation, seen_adapters = state.seen
@@ -72,7 +72,7 @@ def _choice(window: Window) -> Seen:
 
 
 def _fit(home: Home, model: str | None, adapters: Sequence[str]) -> bool:
-    """Whether all of these adapters can answer with a base."""
+    """Whether all these adapters fit a base."""
     try:
         folder = choices.opened(home, model) if model else None
     except ModelError:
@@ -83,7 +83,7 @@ def _fit(home: Home, model: str | None, adapters: Sequence[str]) -> bool:
 
 
 def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conversation's
-    """Show a kept conversation, with the base and the adapters that answered in it last. Raises SpecError where it is gone."""
+    """Show a saved conversation, with the base and the adapters that answered last. Raises SpecError if it no longer exists."""
     history = conversations.open_one(home, id)
     conversation = conversations.read(history)
     last = next((e for e in reversed(conversation.exchanges) if e.answers), None)
@@ -103,24 +103,24 @@ def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conve
 
 
 def begin_anew(window: Window) -> None:
-    """A new conversation, with the same base, adapters and system prompt."""
+    """Start a new conversation with the same base, adapters and system prompt."""
     window.state(ChatState).reset("conversation", "editing")
     saw(window)
 
 
 def saw(window: Window) -> None:
-    """What the window holds now is no news from another page."""
+    """Mark the current selection as seen, so that it does not count as another page's."""
     window.state(ChatState).seen = _choice(window)
 
 
 def _names(home: Home, folders: Sequence[str]) -> list[str]:
-    """Adapters by their names in the library; others stay folders."""
+    """Adapters by their library names; others keep their folders."""
     known = {offer.folder.resolve(): offer.name for offer in choices.listed(home)}
     return [known.get(Path(folder).resolve(), folder) for folder in folders]
 
 
 def _model_name(home: Home, model: object) -> str:
-    """A base as it is chosen here: by its name where it lies in the home; "" for none."""
+    """The name of a base in the home folder, or its path; "" for none."""
     if not model:
         return ""
     path = Path(str(model))
@@ -128,7 +128,7 @@ def _model_name(home: Home, model: object) -> str:
 
 
 def room(home: Home, window: Window) -> Room:
-    """See Room."""
+    """The Room of a window."""
     state, history, conversation = window.state(ChatState), None, Conversation()
     if state.conversation:
         try:
@@ -153,14 +153,14 @@ def room(home: Home, window: Window) -> Room:
 
 
 def _leading(state: ChatState, answerers: Sequence[str | None]) -> str | None:
-    """Whose answer the conversation continues with: that of the one chosen last, else of the adapter added last."""
+    """The model whose answer the conversation continues with: the one selected last, else the adapter added last."""
     lead = None if state.lead == BASE else state.lead
     chosen = state.lead is not None and lead in answerers
     return lead if chosen else answerers[-1]
 
 
 def toggle(window: Window, chat: Room, name: str) -> bool:
-    """Let an adapter (BASE: the base) answer, or not any more. One at least answers; False where nothing changed."""
+    """Add or remove an answering adapter (BASE: the base). At least one must answer; returns False if nothing changed."""
     wanted = None if name == BASE else name
     answerers = list(chat.answerers)
     if wanted in answerers:
@@ -176,7 +176,7 @@ def toggle(window: Window, chat: Room, name: str) -> bool:
 
 
 def only(window: Window, name: str) -> None:
-    """Let one alone answer from now on."""
+    """Let only this model answer from now on."""
     _answer_by(window, [None if name == BASE else name])
 
 
@@ -187,12 +187,12 @@ def _answer_by(window: Window, answerers: Sequence[str | None]) -> None:
 
 
 def sampling(window: Window) -> Sampling:
-    """The sampling settings as they are typed. Raises SpecError with a sentence for each that cannot be."""
+    """The sampling settings as typed. Raises SpecError with a sentence for each invalid one."""
     return parse(Sampling, window.state(ChatState).sampling, "sampling")
 
 
 def request(window: Window, chat: Room) -> dict[str, object]:
-    """The parts of a request to the chat's process that all requests have."""
+    """The fields common to all requests to the chat process."""
     state = window.state(ChatState)
     return {
         "model": str(chat.folder.path) if chat.folder is not None else chat.model,
@@ -203,7 +203,7 @@ def request(window: Window, chat: Room) -> dict[str, object]:
 
 
 def answering(window: Window, chat: Room, record: Record) -> Mapping[str, Any]:
-    """The request to answer the open question of a record that is kept. Raises SpecError."""
+    """The request to answer the open question of a saved record. Raises SpecError."""
     assert record.history is not None
     return {
         **request(window, chat),
@@ -215,7 +215,7 @@ def answering(window: Window, chat: Room, record: Record) -> Mapping[str, Any]:
 
 
 def begun(home: Home, window: Window, chat: Room) -> Record:
-    """The conversation's record; of a new one with what it is begun with. Its system prompt is the window's from now on."""
+    """The conversation's record; a new one gets the window's settings. Its system prompt becomes the window's."""
     history = chat.history
     if history is None:
         folders = {offer.name: str(offer.folder.resolve()) for offer in chat.offers}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from finetune_local.gui.shell.state import State, stored
 
 Seen = tuple[str | None, tuple[str, ...]]
-"""A conversation and adapters, as another page may have chosen them."""
+"""A conversation and adapters that another page may have selected."""
 
 
 @dataclass(frozen=True)
@@ -21,23 +21,23 @@ class Removed:
 
 @dataclass(eq=False)
 class ChatState(State, prefix="chat_"):
-    """The conversation, who answers in it and how, and what is being typed. The adapters that answer are in Shared."""
+    """The conversation, the settings of answers, and the input. The answering adapters are in Shared."""
 
     conversation: str = stored("conversation", "")
-    """The conversation that is shown; "" is a new one."""
+    """The open conversation; "" is a new one."""
     model: str = ""
-    """The base model that was chosen here; else the one of Shared is used."""
+    """The base model selected here; "" means the one in Shared."""
     base: bool = True
     """Whether the base answers too."""
     lead: str | None = None
-    """Whose answer the conversation continues with ("" is the base's), where that was chosen."""
+    """The model whose answer the conversation continues with ("" is the base); None if not selected."""
     seen: Seen = (None, ())
     """The conversation and the adapters when the page last took them over from another page."""
 
     message: str = ""
     """The text in the message box."""
     asked: str = ""
-    """The question that was sent last: it goes back into the message box where it cannot be answered."""
+    """The last question sent; it returns to the message box if it cannot be answered."""
     editing: int | None = None
     """The number of the exchange whose question is being edited."""
     examples: int = 0

@@ -1,4 +1,4 @@
-"""How a conversation looks: questions, answers side by side, the answer under way, what failed. All of it is escaped text."""
+"""Views of a conversation: questions, answers side by side, the answer being generated, errors. All text is escaped."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _COLOURS = 6
 
 
 class ChatView:
-    """Draws with one language's words and formats."""
+    """Draws the views in one language."""
 
     def __init__(self, t: Strings, f: Formats) -> None:
         self.t, self.f = t, f
 
-    # ── what was said ──────────────────────────────────────────────────────────────────────────────────────
+    # ── saved answers ──────────────────────────────────────────────────────────────────────────────────────
 
     def transcript(self, room: Room, call: ChatCall | None, editing: int | None) -> Html:
-        """All exchanges that are on disk."""
+        """All exchanges on disk."""
         busy = call is not None and not call.ended
         exchanges = room.conversation.exchanges
         last = len(exchanges) - 1
@@ -47,7 +47,7 @@ class ChatView:
         answers = [self._answer(answer, n, exchange, last=last, busy=busy) for n, answer in enumerate(exchange.answers)]
         beside = self._wanted(exchange.expected)
         if last and busy and exchange.chosen is None:
-            answers, beside = [], None  # the view of the answer under way shows them
+            answers, beside = [], None  # the view of the streamed answer shows them
         return h(
             "li",
             self._question(exchange.question, number, busy, edited) if exchange.question is not None else None,
@@ -110,7 +110,7 @@ class ChatView:
         return h("button", self.t("common.copy"), type="button", class_="button quiet small", data_copy=text)
 
     def _facts(self, facts: Mapping[str, Any]) -> Html | None:
-        """What was measured of an answer, and what the user should know of it."""
+        """Measurements of an answer, and warnings about it."""
         t, f, said = self.t, self.f, []
         if tokens := facts.get("tokens"):
             said.append(t("chat.tokens", n=f.number(tokens)))
@@ -131,10 +131,10 @@ class ChatView:
             return None
         return h("p", " · ".join(said), [h("span", text, class_="warn") for text in warn], class_="measured")
 
-    # ── what is being said ─────────────────────────────────────────────────────────────────────────────────
+    # ── streamed answers ───────────────────────────────────────────────────────────────────────────────────
 
     def live(self, call: ChatCall | None, expected: str | None, *, alone: bool = True) -> Html:
-        """The answer under way, or why it did not come. `alone`: no other conversation is being answered."""
+        """The answer being generated, or its error. `alone`: no other conversation is being answered."""
         if call is None or call.procedure != "answer":
             return Html("")
         if call.ended:
@@ -177,7 +177,7 @@ class ChatView:
 
 
 def _speed(facts: Mapping[str, Any]) -> float | None:
-    """Tokens a second, without the time in which the question was read."""
+    """Tokens per second, excluding the time to process the prompt."""
     tokens, seconds = int(facts.get("tokens") or 0), float(facts.get("seconds") or 0)
     first = float(facts.get("first_seconds") or 0)
     if tokens > 1 and 0 < first < seconds:
@@ -186,7 +186,7 @@ def _speed(facts: Mapping[str, Any]) -> float | None:
 
 
 def _text(text: str, several: bool, more: str = "", growing: str | None = None) -> Html:
-    """An answer's text. Beside others a long one scrolls by itself, and where it grows it shows its end (app.js)."""
+    """An answer's text. Side by side, long answers scroll separately; a growing one scrolls to its end (app.js)."""
     return h(
         "div",
         text,
@@ -203,5 +203,5 @@ def _columns(items: Sequence[Html | None]) -> Html:
 
 
 def _colour(adapter: str | None) -> str:
-    """A colour for each model that answers, the same everywhere."""
+    """The colour of an answering model, the same everywhere."""
     return "c6" if adapter is None else f"c{sum(adapter.encode()) % (_COLOURS - 1) + 1}"

@@ -1,4 +1,4 @@
-"""The forms of the Data page: roles of columns, the speaker to learn, how rows are read, which personal data is replaced."""
+"""The forms of the Data page (roles of columns, the speaker to learn, reading, personal data), and what they change in the settings."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Values = Mapping[str, Any]
 
 
 def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
-    """A role for each column; only where no format recognises them, or roles were assigned."""
+    """A form with a role for each column; None unless no format recognises them, or roles are assigned."""
     chosen = roles(settings.columns)
     if not chosen and not found["unknown"]:
         return None
@@ -84,7 +84,7 @@ def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) 
 
 
 def _pairs(settings: DataSettings) -> list[tuple[str, str]]:
-    """Pairs of role and column in the settings."""
+    """The (role, column) pairs in the settings."""
     return [(role, name) for role, _, name in (column.partition("=") for column in settings.columns)]
 
 
@@ -95,7 +95,7 @@ def columns_of(data: Mapping[str, str], found: Values) -> list[str]:
 
 
 def speakers_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
-    """Whose messages are learned; only where speakers have names."""
+    """A choice of the speaker to learn; None unless speakers have names."""
     assistant = settings.assistant or ""
     names = found["named"][:_SPEAKERS_SHOWN]
     if not names and not assistant:
@@ -122,7 +122,7 @@ def speakers_card(t: Strings, f: Formats, settings: DataSettings, found: Values)
 
 
 def how_card(t: Strings, f: Formats, settings: DataSettings, found: Values | None) -> Html:
-    """Template, format, lengths, split."""
+    """A form for template, format, lengths and split."""
     format_ = settings.format
     choices = [("auto", t("data.format_auto"))]
     choices += [(one.key, sentence(t, one.title)) for one in formats().values() if one.example]
@@ -168,7 +168,7 @@ def how_card(t: Strings, f: Formats, settings: DataSettings, found: Values | Non
 
 
 def personal_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html:
-    """What personal data there is, and whether it is replaced."""
+    """The personal data found, with a checkbox per kind to replace it."""
     counts = found["report"]["personal"]
     wanted = kinds_of(settings.scrub)
     shown = [kind for kind in KINDS if counts.get(kind) or kind in wanted]
@@ -229,12 +229,12 @@ MOST_FILES = 100
 
 
 def files_of(settings: DataSettings) -> list[str]:
-    """All files, those to train on first."""
+    """All files, training files first."""
     return [*settings.files, *settings.validation_files]
 
 
 def with_values(context: Context, settings: DataSettings, **values: Any) -> DataSettings:
-    """The settings with other values; None is the default. Raises SpecError with a sentence for each value that cannot be."""
+    """The settings with other values; None means the default. Raises SpecError with a sentence for each invalid value."""
     given = {**settings.model_dump(mode="json", exclude_defaults=True), **values}
     return parse(
         DataSettings, {name: value for name, value in given.items() if value is not None}, context.t("data.title")
@@ -277,7 +277,7 @@ def changed(
 
 
 def uploaded(context: Context, settings: DataSettings, names: Sequence[str]) -> DataSettings:
-    """With files that were dropped, copied into the home folder. Raises DataError, DiskFull."""
+    """The settings with uploaded files, which are copied into the home folder. Raises DataError, DiskFull."""
     _check_number(context, settings, names)
     places = []
     for source in map(Path, names):
@@ -288,7 +288,7 @@ def uploaded(context: Context, settings: DataSettings, names: Sequence[str]) -> 
 
 
 def with_files(context: Context, settings: DataSettings, names: Sequence[str]) -> DataSettings:
-    """With more files to train on. Raises DataError for one that cannot be data."""
+    """The settings with more training files. Raises DataError for a file that is not data."""
     new = [name for name in dict.fromkeys(names) if name not in files_of(settings)]
     _check_number(context, settings, new)
     for name in new:
@@ -297,7 +297,7 @@ def with_files(context: Context, settings: DataSettings, names: Sequence[str]) -
 
 
 def keep(window: Window, settings: DataSettings) -> None:
-    """Remember settings in the window; other files are seen from their first row. Without any file nothing is remembered."""
+    """Store settings in the window. Changed files are shown from their first row; without files the settings are reset."""
     settings = settings if files_of(settings) else DataSettings()
     shared = window.shared
     if settings != shared.data:
@@ -322,7 +322,7 @@ def facts(found: Values, objective: Objective) -> DataFacts | None:
 
 
 def usable(found: Values) -> bool:
-    """Whether a run could begin with this data."""
+    """Whether a run can start with this data."""
     return bool(found["report"]["used"]) and not found["problems"]
 
 
@@ -332,7 +332,7 @@ def _check_number(context: Context, settings: DataSettings, new: Sequence[str]) 
 
 
 def _typed(context: Context, text: str) -> str:
-    """The file that a typed or pasted path names. Raises DataError."""
+    """The file at a typed or pasted path. Raises DataError."""
     text = text.strip().strip("\"'")
     if text.startswith("file://"):
         text = unquote(text.removeprefix("file://"))
@@ -343,7 +343,7 @@ def _typed(context: Context, text: str) -> str:
 
 
 def _placed(context: Context, settings: DataSettings, name: str, key: str | None) -> DataSettings:
-    """With a file moved to the files of another setting, or removed."""
+    """The settings with a file moved to another setting, or removed."""
     rest = {one: [file for file in getattr(settings, one) if file != name] for one in ("files", "validation_files")}
     if key is not None:
         rest[key].append(name)
@@ -351,7 +351,7 @@ def _placed(context: Context, settings: DataSettings, name: str, key: str | None
 
 
 def _given(key: str, text: str) -> Any:
-    """A field's text as the setting's value; an empty one is the default. What is no number is told by the setting itself."""
+    """A field's text as a value; None, the default, if empty. Text that is not a number is reported by the setting's validation."""
     if not text.strip():
         return None
     if key == "validation":

@@ -1,7 +1,7 @@
-"""Looks at data files in the background: the client reads them, a page shows what is known so far and never waits for a big file.
+"""Inspection of data files in the background. A page shows what is known so far and never waits for a large file.
 
-The rows that are shown come first, as they come quickly; then all that there is to know. Where other rows are call for meanwhile,
-the long look is left, the rows are fetched, and it goes on.
+Rows in view are requested first, because they arrive quickly, then the whole inspection. If other rows are requested during the
+inspection, it is interrupted, the rows are fetched, and it continues.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from finetune_local.system.untrusted.text import parse_json
 
 @dataclass(frozen=True)
 class Question:
-    """What a window wants to know. `settings` are those of [data], as JSON; `files` tells their size and age on disk."""
+    """A request of a window. `settings`: the [data] settings as JSON. `files`: path, size and modification time of each file."""
 
     settings: str
     model: str
@@ -37,12 +37,12 @@ class Question:
 
     @property
     def values(self) -> dict[str, Any]:
-        """What gui/lookups/inspect.py takes."""
+        """The values of the RPC request (gui/lookups/inspect.py)."""
         return {"settings": parse_json(self.settings), "model": self.model, "objective": self.objective}
 
     @property
     def whole(self) -> Question:
-        """The question without the rows in view: what the long reading depends on."""
+        """The request without the rows in view: what the whole inspection depends on."""
         return replace(self, first=0, row=0)
 
 
@@ -55,14 +55,14 @@ def question(
     row: int,
     objective: str = DEFAULT_OBJECTIVE,
 ) -> Question:
-    """A question about files as they are on disk now, for a model of those in `models` and an objective."""
+    """The request for the files as they are on disk now, for a model in the folder `models` and an objective."""
     names = [*settings.files, *settings.validation_files]
     asked = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
     return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
 
 
 class Look:
-    """One window's. `rows` and `found` are what gui/lookups/inspect.py answers, or None; `share` is how far the long look is."""
+    """The inspection of one window. `rows` and `found`: results of gui/lookups/inspect.py, or None. `share`: progress, 0 to 1."""
 
     def __init__(self, client: RpcClient) -> None:
         self._client = client
@@ -86,11 +86,11 @@ class Look:
 
     @property
     def complete(self) -> bool:
-        """Whether `found` is all there is to know of what was call last."""
+        """Whether `found` is the complete result of the last request."""
         return self._question is not None and self._found_of == self._question.whole and self.problem is None
 
     def ask(self, wanted: Question) -> None:
-        """Answer this question from now on; what is known already is not read again."""
+        """Answer this request from now on; known results are reused."""
         with self._changed:
             if wanted == self._question and self.problem is None:
                 return
@@ -106,7 +106,7 @@ class Look:
             call.cancel()
 
     def wait(self, seconds: float) -> None:
-        """Wait until everything is known, at most so many seconds."""
+        """Wait until everything is known, at most `seconds`."""
         until = time.monotonic() + seconds
         with self._changed:
             while self._thread is not None and (left := until - time.monotonic()) > 0:

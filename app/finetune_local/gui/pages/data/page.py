@@ -27,28 +27,28 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.data", 20
 SOLVES = (DataError,)
 PATIENT_SECONDS = 1.2
-"""How long a press waits for its result, so that small files do not flicker."""
+"""Seconds that a press waits for its result, so that small files do not flicker."""
 
 
 def completed(context: Context, window: Window) -> bool:
-    """Whether there is data: chosen, or trained on."""
+    """Whether data is selected, or a run was trained."""
     return bool(window.shared.data.files) or has_trained(context.home)
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     Page(context).build()
 
 
 class Page:
-    """One server's data page; each window has its own Look."""
+    """The page's components and their handlers; each window has its own Look."""
 
     def __init__(self, context: Context) -> None:
         self.context = context
         self._looks: WeakKeyDictionary[Window, looks.Look] = WeakKeyDictionary()
 
     def build(self) -> None:
-        """Make the components and wire them."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         context, t = self.context, self.context.t
@@ -62,7 +62,7 @@ class Page:
         self.files = parts.view(id="data-files")
         with gr.Row(elem_id="data-body"):
             with gr.Column(elem_id="data-main"):
-                self.state = parts.view(id="data-state")  # by itself: it changes each second, the rest does not
+                self.state = parts.view(id="data-state")  # a view of its own, because it changes each second
                 self.main = parts.view(id="data-found")
             with gr.Column(elem_id="data-side"):
                 self.side = parts.view(id="data-how")
@@ -76,12 +76,12 @@ class Page:
     # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def show(self, window: Window) -> dict[Any, Any]:
-        """The page comes into view: files may have changed on disk."""
+        """Redraw when the page comes into view: files may have changed on disk."""
         self._ask(window)
         return self._draw(window)
 
     def tick(self, window: Window) -> dict[Any, Any]:
-        """More of a large file may be known."""
+        """Redraw each second: more of a large file may be known."""
         if window.shown.get("data_version") == self._look(window).version:
             return {}
         return self._draw(window)
@@ -114,7 +114,7 @@ class Page:
         return parts.header(t("data.title"), t("data.lead"), button if forms.files_of(settings) else None)
 
     def _adding(self, known: int) -> Html:
-        """The button of the example and the field for a path; the field is emptied when a file was added."""
+        """The example button and the path field, which is cleared after a file was added."""
         t = self.context.t
         browse = h(
             "button",
@@ -132,7 +132,7 @@ class Page:
                 h(
                     "input",
                     id="data-path-field",
-                    name_="where",  # a field called "path" would be a file to Gradio
+                    name_="where",  # Gradio would treat a field called "path" as a file
                     type="text",
                     autocomplete="off",
                     spellcheck="false",
@@ -185,11 +185,11 @@ class Page:
         return h("div", cards, class_="stack")
 
     def _state(self, look: looks.Look) -> Html | str:
-        """That the data is being read, or why it cannot be."""
+        """The progress of reading, or its error."""
         t, f, found = self.context.t, self.context.f, look.found
         if look.problem is not None:
             if not isinstance(look.problem, FinetuneError):
-                raise look.problem  # a defect: shown by the notice, with its traceback
+                raise look.problem  # a bug: the notice shows it with its traceback
             again = parts.button(t("data.refresh"), "data.retry", kind="small")
             return h("div", h("p", sentence(t, look.problem)), again, class_="hint bad")
         if not look.working:
@@ -198,10 +198,10 @@ class Page:
         text = t("data.reading_so_far", n=f.number(found["report"]["rows"])) if found and partly else t("data.reading")
         return parts.card(parts.progress(t, f, text, look.share if partly else None))
 
-    # ── what a press does ──────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ───────────────────────────────────────────────────────────────────────────────────────────
 
     def press(self, window: Window, event: Any) -> dict[Any, Any]:
-        """A button, a select or a form of any of the views."""
+        """Handle a button, a selection or a form of any view."""
         do, value, data = parts.pressed(event)
         settings, state = window.shared.data, window.state(DataState)
         match do:
@@ -223,12 +223,12 @@ class Page:
         return self._answered(window)
 
     def uploaded(self, window: Window, names: Sequence[str] | None) -> dict[Any, Any]:
-        """Files were dropped or chosen."""
+        """Handle dropped or selected files."""
         settings = forms.uploaded(self.context, window.shared.data, names or ())
         forms.keep(window, settings)
         return {**self._answered(window), self.upload: None}
 
-    # ── what is known ──────────────────────────────────────────────────────────────────────────────────────
+    # ── inspection ─────────────────────────────────────────────────────────────────────────────────────────
 
     def _look(self, window: Window) -> looks.Look:
         if window not in self._looks:

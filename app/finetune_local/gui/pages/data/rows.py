@@ -1,4 +1,4 @@
-"""Rows of data in a table, and one of them token by token: which tokens are learned and which are context.
+"""A table of rows, and one row token by token: which tokens are learned and which are context.
 
 Everything here is untrusted text. It is escaped, control characters are made visible, and it is isolated so that bidirectional marks
 cannot affect the text around it.
@@ -16,7 +16,7 @@ from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h
 
 PAGE = 10
-"""Rows of the table."""
+"""Rows per page of the table."""
 
 _CONTROL = [i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"]
 _TURNING = [*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x200E, 0x200F, 0x061C]
@@ -24,7 +24,7 @@ _VISIBLE = {i: f"⟨U+{i:04X}⟩" for i in (*_CONTROL, *_TURNING)}
 
 
 def visible(text: str) -> str:
-    """A text in which invisible and bidirectional control characters are replaced by visible signs."""
+    """The text with invisible and bidirectional control characters replaced by visible signs."""
     return text.translate(_VISIBLE)
 
 
@@ -41,7 +41,7 @@ def told(t: Strings, reason: str) -> str:
 
 
 def rows_card(t: Strings, f: Formats, rows: Mapping[str, Any], readable: int | None, chosen: int) -> Html:
-    """The table, a page of it. `readable` is the number of all rows, where it is known."""
+    """One page of the table. `readable`: the number of all rows, if known."""
     found = rows["rows"]
     first = int(rows["first"])
     tokens = any(row["tokens"] is not None for row in found)
@@ -128,7 +128,7 @@ def _row(t: Strings, f: Formats, row: Mapping[str, Any], tokens: bool, chosen: i
 
 
 def mask_card(t: Strings, f: Formats, rows: Mapping[str, Any], chosen: int, readable: int | None) -> Html | None:
-    """The chosen row in full."""
+    """The selected row, token by token."""
     mask = rows["masks"].get(str(chosen))
     if mask is None:
         return None

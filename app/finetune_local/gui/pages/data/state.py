@@ -9,9 +9,9 @@ from finetune_local.gui.shell.state import State
 
 @dataclass(eq=False)
 class DataState(State, prefix="data_"):
-    """The place in the table of rows."""
+    """The position in the table of rows."""
 
     first: int = 0
-    """The first row of the page of the table."""
+    """The first row of the table's page."""
     row: int = 0
     """The row whose tokens are shown."""

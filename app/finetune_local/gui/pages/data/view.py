@@ -22,7 +22,7 @@ _FILES = {
     "table": "question,answer\n…,…",
     "chat": "[31/12/2025, 10:15] Alice: …\n[31/12/2025, 10:16] Bob: …",
 }
-"""Examples of files whose rows are no JSON."""
+"""Examples of files whose rows are not JSON."""
 _BARS = 12
 _UNUSED_SHOWN = 8
 
@@ -149,7 +149,7 @@ def lengths_card(t: Strings, f: Formats, found: Values) -> Html | None:
         return None
     limit = int(report["max_length"])
     shown = list(bars)
-    while shown[-1]["high"] < limit and len(shown) < _BARS:  # up to the limit, where it is near
+    while shown[-1]["high"] < limit and len(shown) < _BARS:  # extend to the limit if it is near
         shown.append({"low": shown[-1]["high"], "high": shown[-1]["high"] * 2, "rows": 0})
     if shown[-1]["high"] < limit:
         shown = list(bars)
@@ -253,7 +253,7 @@ def _spoken(t: Strings, f: Formats, bar: Values) -> str:
 
 
 def _place(limit: int, bars: Sequence[Values]) -> float:
-    """Where a length lies along the bars, from 0 to 1: bars double in width, so it is placed by its logarithm."""
+    """The position of a length along the bars, 0 to 1. Bars double in width, so the scale is logarithmic."""
     for index, bar in enumerate(bars):
         if limit <= bar["high"]:
             low = max(1, bar["low"])

@@ -30,17 +30,17 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.windows import Window
 
 BASE = ""
-"""In an adapter's place: the base model alone."""
+"""In place of an adapter: the base model alone."""
 
 _MOST = {"few_shot": 100, "limit": 1_000_000}
-"""The number fields, and the largest number each takes."""
+"""The largest number that each number field accepts."""
 
 Row = Mapping[str, Any]
 Rows = Sequence[Row]
 
 
 def changed(context: Context, window: Window, key: str, text: str) -> None:
-    """Take over a changed field. Raises SpecError for a number that is none."""
+    """Store a changed field. Raises SpecError for an invalid number."""
     state, typed = window.state(EvaluateState), text.strip()
     if key in _MOST:
         if typed and not (typed.isdecimal() and int(typed) <= _MOST[key]):
@@ -59,7 +59,7 @@ def changed(context: Context, window: Window, key: str, text: str) -> None:
 
 
 def chosen_adapter(window: Window, adapters: Rows) -> Row | None:
-    """The adapter to evaluate: the window's, else the newest; None for the base alone."""
+    """The adapter to evaluate: the window's selection, else the newest; None for the base alone."""
     name = window.shared.adapter
     if name == BASE:
         return None
@@ -69,7 +69,7 @@ def chosen_adapter(window: Window, adapters: Rows) -> Row | None:
 
 
 def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, object]:
-    """The arguments of the job that the form describes. Raises SpecError, DataError where it is not possible."""
+    """The arguments of the job that the form describes. Raises SpecError, DataError."""
     form, adapter = window.state(EvaluateState).form, chosen_adapter(window, adapters)
     file = form.file if _own_file(form, adapter) else None
     if file == "":
@@ -154,7 +154,7 @@ def _file_field(t: Strings, form: EvaluateForm, adapter: Row | None) -> Html:
 
 
 def _measure_fields(t: Strings, form: EvaluateForm) -> list[Html]:
-    """The number of examples, the metric, and the most rows."""
+    """Fields for the number of examples, the metric, and the maximum number of rows."""
     choices = [(key, metric_title(t, metric)) for key, metric in metrics().items()]
     return [
         fields.number(
@@ -173,7 +173,7 @@ def _measure_fields(t: Strings, form: EvaluateForm) -> list[Html]:
 
 
 def _expected(context: Context, window: Window, adapter: Row | None) -> str:
-    """How many rows and answers it will be, and how long it will take, as far as that is known."""
+    """The expected number of rows and answers, and the duration, if known."""
     t, f, form = context.t, context.f, window.state(EvaluateState).form
     own = _own_file(form, adapter)
     if own and not form.file:
@@ -201,7 +201,7 @@ def _count(adapter: Path | None, file: Path | None, limit: int | None, _stamp: o
 
 
 def _stamp(adapter: Path | None, file: Path | None) -> object:
-    """Differs where the rows may have changed."""
+    """A value that changes if the rows may have changed."""
     run = run_folder(adapter) if adapter is not None else None
     return (
         stamp(file.parent, file.name) if file else None,
@@ -210,7 +210,7 @@ def _stamp(adapter: Path | None, file: Path | None) -> object:
 
 
 def _of_run(adapter: Row | None) -> bool:
-    """Whether an adapter lies in a run that held rows out."""
+    """Whether an adapter belongs to a run with held-out rows."""
     run = run_folder(Path(adapter["folder"])) if adapter else None
     return run is not None and (run / "data" / CONVERSATIONS).is_file()
 

@@ -1,4 +1,4 @@
-"""Evaluate: did the fine-tune help? Measured on rows that were not learned, row by row, and by blind votes."""
+"""Evaluate: did the fine-tune help? Scores on held-out rows, row by row, and blind votes."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ TITLE, ORDER = "nav.evaluate", 50
 SHOWS = (KIND.key,)
 UNDO = "evaluate.undo"
 KEPT = 4
-"""Evaluations whose rows are kept in memory: windows may show different ones."""
+"""How many evaluations are cached in memory: windows may show different ones."""
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     EvaluatePage(context).build()
 
 
 class EvaluatePage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -51,7 +51,7 @@ class EvaluatePage:
         self._ballots: dict[tuple[str, str], Ballot] = {}
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         context = self.context
@@ -71,7 +71,7 @@ class EvaluatePage:
             context.on(view.click, self._press, None, [*outputs, context.nav])
         context.on_notice(UNDO, self._undo, outputs)
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _show(self, window: Window) -> dict[Any, Any]:
         return self._draw(window)
@@ -81,7 +81,7 @@ class EvaluatePage:
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
-        """What has changed of the page."""
+        """The views that have changed."""
         import gradio as gr
 
         t = self.t
@@ -128,7 +128,7 @@ class EvaluatePage:
         )
 
     def _work(self, window: Window) -> list[Html]:
-        """Evaluations running in any window, and those of this window that failed."""
+        """Running evaluations of any window, and failed ones of this window."""
         t, cards = self.t, []
         mine = [name for name in window.state(EvaluateState).jobs if (self.home.jobs / name / "job.json").is_file()]
         names = {found.name for found in jobs.running(self.home, KIND)} | set(mine)
@@ -159,7 +159,7 @@ class EvaluatePage:
         return h("div", shown, class_="stack")
 
     def _shown(self, window: Window) -> Saved | None:
-        """The evaluation that is shown: the window's, else the newest of its adapter."""
+        """The evaluation to show: the window's selection, else the newest of its adapter."""
         shared = window.shared
         name = shared.evaluation if window.state(EvaluateState).opened_for == shared.adapter else ""
         if not name:
@@ -174,13 +174,13 @@ class EvaluatePage:
         return self._saved[name]
 
     def _look_at(self, window: Window, name: str) -> None:
-        """Show an evaluation, until another adapter is chosen, here or on another page."""
+        """Show an evaluation until another adapter is selected, here or on another page."""
         state, shared = window.state(EvaluateState), window.shared
         shared.evaluation, state.opened_for = name, shared.adapter
         state.reset("rows", "vote")
 
     def _voted(self, window: Window) -> tuple[Saved, Ballot] | None:
-        """The evaluation that is voted on, where the window is voting."""
+        """The evaluation and ballot of the window's vote; None if it is not voting."""
         vote = window.state(EvaluateState).vote
         saved = self._shown(window) if vote.on else None
         if saved is None or "tuned" not in saved.conditions():
@@ -193,10 +193,10 @@ class EvaluatePage:
             self._ballots[key] = Ballot(saved, against)
         return saved, self._ballots[key]
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _settle(self, window: Window) -> None:
-        """Show what has come of an evaluation that this window began."""
+        """Open the result of each finished evaluation that this window started."""
         page_state = window.state(EvaluateState)
         waiting = page_state.jobs
         for name in waiting:
@@ -245,7 +245,7 @@ class EvaluatePage:
         state.jobs = (*(name for name in state.jobs if name != begun.name), begun.name)
 
     def _look(self, window: Window, what: str, value: str) -> None:
-        """Show other rows of the result, or another page of them."""
+        """Change which rows of the result are listed, or their page."""
         state = window.state(EvaluateState)
         if what == "page":
             state.rows = replace(state.rows, page=int(value))
@@ -295,7 +295,7 @@ class EvaluatePage:
         return self._draw(window)
 
     def _uploaded(self, window: Window, name: str | None) -> dict[Any, Any]:
-        """A file was chosen: it comes to lie in the home folder. Raises SpecError, DiskFull."""
+        """Copy an uploaded file into the home folder. Raises SpecError, DiskFull."""
         if not name or not Path(name).is_file():
             raise SpecError(as_message(self.t("evaluate.upload_failed")))
         place = kept.keep(Path(name), self.home.data, Path(name).name)

@@ -13,7 +13,7 @@ from finetune_local.gui.shell.state import State, stored
 
 @dataclass(frozen=True)
 class EvaluateForm:
-    """How to evaluate: on the rows that the adapter's run held out, or on those of a file."""
+    """How to evaluate: on the held-out rows of the adapter's run, or on the rows of a file."""
 
     rows: Literal["run", "file"] = "run"
     file: str = ""
@@ -24,7 +24,7 @@ class EvaluateForm:
 
 @dataclass(frozen=True)
 class RowsLook:
-    """Which rows of a result are listed, sorted by what, and the page of the list. `metric` "" is the one of the verdict."""
+    """Which rows of a result are listed, the metric they are sorted by ("": that of the verdict), and the list's page."""
 
     which: Which = "all"
     metric: str = ""
@@ -33,7 +33,7 @@ class RowsLook:
 
 @dataclass(frozen=True)
 class VoteLook:
-    """Whether the window is voting, against what, and whether the count is shown."""
+    """Whether the window is voting, against which condition, and whether the count is shown."""
 
     on: bool = False
     against: Other = "base"
@@ -42,12 +42,12 @@ class VoteLook:
 
 @dataclass(eq=False)
 class EvaluateState(State, prefix="evaluate_"):
-    """The form, the evaluations that run, and how a result is shown. The chosen adapter and evaluation are in Shared."""
+    """The form, this window's evaluations, and the look of a result. The selected adapter and evaluation are in Shared."""
 
     form: EvaluateForm = field(default_factory=EvaluateForm)
     opened_for: str | None = stored("evaluate_for", None)
-    """The adapter that was chosen when the evaluation was opened: choosing another one closes it."""
+    """The adapter that was selected when the evaluation was opened; selecting another one closes it."""
     jobs: tuple[str, ...] = ()
-    """Evaluations that this window started and has not seen end."""
+    """Evaluations that this window started and whose end it has not shown."""
     rows: RowsLook = field(default_factory=RowsLook)
     vote: VoteLook = field(default_factory=VoteLook)

@@ -1,4 +1,4 @@
-"""An evaluation as it is shown: the verdict, what each model scored, the rows one by one, the earlier ones."""
+"""Views of an evaluation: verdict, scores, rows, earlier evaluations, and the blind vote."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from finetune_local.gui.widgets.html import Child, Html, h
 from finetune_local.gui.widgets.measures import metric_short, value_text
 
 ROWS = 8
-"""Rows of a page: each is a question with up to four answers."""
+"""Rows per page; each is a question with up to four answers."""
 
 Values = Mapping[str, Any]
 
@@ -48,7 +48,7 @@ def result(t: Strings, f: Formats, saved: Saved) -> Html:
 
 
 def condition_name(t: Strings, f: Formats, found: Values, condition: str) -> str:
-    """What a condition is called."""
+    """The name of a condition."""
     if condition == "few_shot":
         return t("evaluate.few_shot_name", n=f.number(found["examples"]))
     return t(f"evaluate.{condition}")
@@ -76,7 +76,7 @@ def _scores(t: Strings, f: Formats, saved: Saved) -> Html:
 
 
 def _measure(f: Formats, metric: Metric, value: Interval, most: float) -> Html:
-    """A mean with its interval, in figures and as a bar."""
+    """A mean with its interval, as numbers and as a bar."""
     mean, low, high = (value_text(f, metric, one) for one in (value.mean, value.low, value.high))
     return h(
         "div",
@@ -103,7 +103,7 @@ def interval(low: float, mean: float, high: float, most: float) -> Html:
 
 
 def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: Metric, page: int) -> Html:
-    """The rows that got better, got worse, or all, page by page."""
+    """One page of the rows: better, worse, or all."""
     found = counts(saved, metric)
     tuned = "tuned" in saved.conditions()
     which = which if tuned else "all"
@@ -178,7 +178,7 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
 
 
 def _row_scores(t: Strings, f: Formats, saved: Saved, answer: SavedAnswer) -> str:
-    """What was measured of one answer, apart from whether it is right."""
+    """The scores of one answer, except correctness."""
     shown = [metric for metric in saved.metrics() if metric.key != DEFAULT]
     return " · ".join(
         f"{metric_short(t, metric)} {f.number(answer.values[metric.key], 3 if metric.is_loss else 2)}"
@@ -187,7 +187,7 @@ def _row_scores(t: Strings, f: Formats, saved: Saved, answer: SavedAnswer) -> st
 
 
 def turns(t: Strings, earlier: Sequence[tuple[str, str]]) -> Html:
-    """Turns of a conversation, each with its role."""
+    """The turns of a conversation with their roles."""
     return h(
         "dl",
         [(h("dt", t(f"evaluate.role_{role}")), h("dd", content, class_="text")) for role, content in earlier],
@@ -196,7 +196,7 @@ def turns(t: Strings, earlier: Sequence[tuple[str, str]]) -> Html:
 
 
 def said(t: Strings, text: str) -> Html:
-    """An answer as it is; that nothing was said is said."""
+    """An answer's text; an empty one is marked as such."""
     return h("p", text, class_="text") if text.strip() else h("p", t("evaluate.empty_answer"), class_="soft")
 
 
@@ -215,7 +215,7 @@ def _pager(t: Strings, f: Formats, page: int, count: int) -> Html | None:
 
 
 def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> Html:
-    """Those that were kept, the newest first."""
+    """The saved evaluations, newest first."""
     body = []
     for saved in all_saved:
         found = saved.result
@@ -251,12 +251,12 @@ KEYS: dict[Side, str] = {"a": "1", "b": "2", "tie": "0", "skip": "s"}
 
 
 def against(saved: Saved, wanted: object) -> Other:
-    """What the fine-tuned model stands against: as wanted, else the base."""
+    """The condition to compare with: the requested one if the evaluation has it, else the base."""
     return "few_shot" if wanted == "few_shot" and "few_shot" in saved.conditions() else "base"
 
 
 def vote(t: Strings, f: Formats, saved: Saved, ballot: Ballot, revealed: bool) -> Html:
-    """The whole vote."""
+    """The vote: a question with two answers, or the count."""
     waiting, total = ballot.waiting(), len(ballot.pairs)
     done = total - len(waiting)
     others = [name for name in ("base", "few_shot") if name in saved.conditions()]
@@ -322,7 +322,7 @@ def _pair(t: Strings, f: Formats, pair: Pair, number: int, total: int) -> Html:
 
 
 def _button(t: Strings, side: str, pair: Pair, kind: str = "") -> Html:
-    """A vote; it names the pair, so that a second press while the next one comes does not count for that one."""
+    """A vote button. It names the pair, so that a double press does not also vote on the next pair."""
     label = t(f"evaluate.vote_{side}")
     return parts.button(
         [label, " ", h("kbd", KEYS[side].upper(), aria_hidden="true")],  # type: ignore[index]

@@ -31,7 +31,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def chosen_adapter(window: Window, adapters: Rows) -> str:
-    """The adapter to export: the window's, else the newest; "base" for the base alone."""
+    """The adapter to export: the window's selection, else the newest; "base" for the base alone."""
     name = window.shared.adapter
     if name == "" or any(row["name"] == name for row in adapters):
         return str(name) or BASE
@@ -47,7 +47,7 @@ def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
 
 
 def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
-    """Start the export that the form describes. Raises SpecError where it is not possible."""
+    """Start the export that the form describes. Raises SpecError."""
     form, question = window.state(ExportState).form, asked(context, window, adapters)
     target = chosen_target(form)
     offer = offers.targets[target.key]
@@ -131,7 +131,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
 
 
 def _refusal(context: Context, offer: TargetOffer, offers: Offers) -> Html:
-    """Why the chosen target is not possible, and which are."""
+    """Why the selected target is not possible, and which targets are."""
     t = context.t
     others = [view.target_title(t, target) for key, target in targets().items() if not offers.targets[key].reason]
     return h(
@@ -157,7 +157,7 @@ def _targets(context: Context, chosen: Target, offers: Offers) -> Html:
 
 
 def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantOffer | None, free: int | None) -> Html:
-    """The quantization types with what each is for and will take; the less common ones folded."""
+    """The quantization types with their purpose and size; less common ones are collapsed."""
     t, now = context.t, chosen.key if chosen else ""
     told = {quant.key: quant for quant in offer.quants}
     boxes = [(quant.common, _quant_box(context, quant, told[quant.key], offer, free)) for quant in target.quants]
@@ -189,12 +189,12 @@ def _quant_box(context: Context, quant: Quant, told: QuantOffer, offer: TargetOf
 
 
 def chosen_target(form: ExportForm) -> Target:
-    """The chosen target, else the first."""
+    """The selected target, else the first."""
     return targets().get(form.target) or next(iter(targets().values()))
 
 
 def _chosen(form: ExportForm, target: Target, offer: TargetOffer) -> QuantOffer | None:
-    """The quantization type that is chosen, else the recommended one; None where none can be written."""
+    """The selected quantization type, else the recommended one; None if none can be written."""
     possible = {quant.key: quant for quant in offer.possible()}
     return possible.get(form.formats.get(target.key, "")) or possible.get(offer.recommended or "")
 

@@ -1,4 +1,4 @@
-"""Export: a model or an adapter for other programs, in the format that fits, checked before it counts as done."""
+"""Export: a model or an adapter for other programs, verified before it counts as finished."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.export", 80
 SHOWS = (EXPORT.key,)
 LISTED = 30
-"""Exports that are listed; older ones are forgotten with the other jobs."""
+"""How many exports are listed; older ones are removed with other old jobs."""
 
 
 def completed(context: Context, _window: Window) -> bool:
-    """Whether something was exported."""
+    """Whether there is an export."""
     return any(found.state().result is not None for found in jobs.every(context.home, EXPORT))
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     ExportPage(context).build()
 
 
 class ExportPage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -53,7 +53,7 @@ class ExportPage:
         self.offers = Answers(context.lookups, "offers")
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         context = self.context
         self.head = parts.view(id="export-head")
         self.work = parts.view(id="export-work")
@@ -65,15 +65,15 @@ class ExportPage:
         for view in views:
             context.on(view.click, self._press, None, [*views, context.nav])
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _show(self, window: Window) -> dict[Any, Any]:
-        """The page comes into view: a model may have come or gone since."""
+        """Redraw when the page comes into view: models may have been added or removed."""
         self.offers.ask(again=True, **exportform.asked(self.context, window, self.library.listing()))
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
-        """What has changed of the page."""
+        """The views that have changed."""
         t = self.t
         adapters = self.library.listing()
         known = [found for found in jobs.every(self.home, EXPORT) if (found.folder / "job.json").is_file()]
@@ -84,7 +84,7 @@ class ExportPage:
         begun = window.state(ExportState).shown
         own = [found for found in ended if found.name == begun]
         others = [found for found in ended if found.name != begun]
-        # Where this window has begun another one, it is seen from its top (app.js: data-top).
+        # A newly started export scrolls to its top (app.js: data-top).
         top = h("span", tabindex="-1", data_top=begun)
         drawn = {
             self.head: parts.header(t("export.title"), t("export.lead")),
@@ -111,7 +111,7 @@ class ExportPage:
         title = self.t("export.of", name=Path(found.arguments["out"]).name)
         return jobview.working(self.t, self.f, found, title, sentence(self.t, found.state().text))
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, data = parts.pressed(event)

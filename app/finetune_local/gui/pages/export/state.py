@@ -10,7 +10,7 @@ from finetune_local.gui.shell.state import State
 
 @dataclass(frozen=True)
 class ExportForm:
-    """What was chosen. `formats` has the quantization type by target; `folder` "" is the usual one; `gate` asks for verification."""
+    """The selections. `formats`: the quantization type per target. `folder`: "" is the default. `verify`: whether to verify the export."""
 
     target: str = ""
     formats: Mapping[str, str] = field(default_factory=dict)
@@ -20,7 +20,7 @@ class ExportForm:
 
 @dataclass(eq=False)
 class ExportState(State, prefix="export_"):
-    """The form, and the export that this window started last. The chosen adapter is in Shared."""
+    """The form, and the export that this window started last. The selected adapter is in Shared."""
 
     form: ExportForm = field(default_factory=ExportForm)
     shown: str = ""

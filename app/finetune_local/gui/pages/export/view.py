@@ -1,4 +1,4 @@
-"""Exports as they are shown: what was checked, how to use each, why one was not accepted."""
+"""Views of exports: verification, how to use them, errors; and the texts of targets in the window's language."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 
 _NOT_VERIFIED = ("GateFailed", "VerificationFailed")
-"""The error of an export that does not answer as the adapter does; the first name is that of earlier versions."""
+"""The error of an export that failed verification; the first name is that of earlier versions."""
 
 
 def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
-    """Those that have ended, the newest first, each folded."""
+    """The ended exports, newest first, each collapsed."""
     items = [
         h(
             "li",
@@ -38,7 +38,7 @@ def history(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
 
 
 def ended(t: Strings, f: Formats, found: Job) -> Html:
-    """One that has just ended, with all there is to know."""
+    """An export that has just ended, in full."""
     close = parts.button(t("common.close"), "job.close", found.name, kind="small quiet")
     return parts.card(
         _head(t, f, found), _body(t, f, found, close), class_="export-ended", data_job=found.name, role="status"
@@ -59,7 +59,7 @@ def _head(t: Strings, f: Formats, found: Job) -> Html:
 
 
 def _body(t: Strings, f: Formats, found: Job, *more: Child) -> Html:
-    """What was checked and how to use it, or why there is nothing to use."""
+    """The verification and how to use the export, or why it cannot be used."""
     state, arguments = found.state(), found.arguments
     out = Path(arguments["out"])
     failed = out.with_name(out.name + FAILED)
@@ -97,7 +97,7 @@ def _badge(t: Strings, state: JobState) -> Html:
 
 
 def _checks(t: Strings, f: Formats, verification: Mapping[str, Any]) -> Html:
-    """The verification's result in words."""
+    """The result of the verification."""
     if verification.get("passed") is None:
         return h("p", sentence(t, verification.get("reason") or ""), class_="hint warn text")
     if verification.get("tensors"):
@@ -111,13 +111,13 @@ def _checks(t: Strings, f: Formats, verification: Mapping[str, Any]) -> Html:
     )
     receivers = verification.get("receivers") or [
         {**verification, "name": ""}
-    ]  # exports of before they were told apart
+    ]  # exports written before these were distinguished
     told = [_receiver(t, f, verification, receiver) for receiver in receivers]
     return h("div", h("h3", t("export.verification_passed")), told, h("p", against, class_="soft"))
 
 
 def _receiver(t: Strings, f: Formats, verification: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
-    """One program that opened the export, or why it did not."""
+    """The result for one program that opened the export."""
     passed = receiver["passed"]
     word = "passed" if passed else "not_verified" if passed is None else "other"
     badge = parts.badge(t(f"export.receiver_{word}"), "good" if passed else "warn")
@@ -157,7 +157,7 @@ def _list(told: Sequence[str], more: Html | None = None) -> Html:
 
 
 def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
-    """What to type, and where, to use an export elsewhere."""
+    """The commands that use an export in other programs."""
     typed, told = [], []
     for command in target.commands(out, files):
         title = command_title(t, command)
@@ -177,30 +177,30 @@ def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
 
 
 def target_title(t: Strings, target: Target) -> str:
-    """What a target is called."""
+    """A target's title."""
     return t.get(f"targets.{target.key}.title") or target.title
 
 
 def target_summary(t: Strings, target: Target) -> str:
-    """What a target is for, in a sentence."""
+    """A target's purpose, in a sentence."""
     return t.get(f"targets.{target.key}.summary") or target.summary
 
 
 def quants_title(t: Strings, target: Target) -> str:
-    """What a choice among a target's quantization types is called."""
+    """The title of a target's list of quantization types."""
     return t.get(f"targets.{target.key}.quants_title") or target.quants_title
 
 
 def quant_title(t: Strings, quant: Quant) -> str:
-    """What a quantization type is called."""
+    """A quantization type's title."""
     return t.get(f"quants.{quant.key}.title") or quant.title
 
 
 def quant_summary(t: Strings, quant: Quant) -> str:
-    """What a quantization type is for, in a sentence."""
+    """A quantization type's purpose, in a sentence."""
     return t.get(f"quants.{quant.key}.summary") or quant.summary
 
 
 def command_title(t: Strings, command: Command) -> str:
-    """What a command does."""
+    """A command's title."""
     return t.get(f"targets.commands.{command.key}") or command.title

@@ -1,4 +1,4 @@
-"""Home: the steps of a first journey, recent runs, this machine."""
+"""Home: the first steps, recent runs, this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ RECENT = 5
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     import gradio as gr
 
     view = parts.view(id="home")

@@ -1,6 +1,6 @@
-"""The base models of this machine, and which of them fit: looked up in a thread, as drives may be slow or gone.
+"""The base models of this machine, their fit in memory, and downloads. Lookups run in a thread: drives may be slow or missing.
 
-The lists are empty until the first lookup returns. A page shows what is known and is drawn again when `version` grows.
+The lists are empty until the first lookup returns. A page shows what is known and redraws when `version` increases.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from finetune_local.system.errors import ModelError
 from finetune_local.system.paths import Home
 
 UNKNOWN = Device("cpu", "cpu", "", 0)
-"""Stands for the device while it is unknown: only the machine's memory counts."""
+"""Placeholder until the device is known: verdicts then use the machine's memory."""
 
 
 @dataclass(frozen=True)
 class Look:
-    """What a lookup found. `missing` are the user's folders that do not exist, `fits` verdicts by path and by catalogue name."""
+    """The result of a lookup. `missing`: the user's model folders that do not exist. `fits`: verdicts by path and by catalogue name."""
 
     installed: tuple[LocalModel, ...] = ()
     elsewhere: tuple[LocalModel, ...] = ()
@@ -43,13 +43,13 @@ class Look:
     fits: dict[str, tuple[Fit, ...]] = field(default_factory=dict)
 
     def find(self, use: str) -> LocalModel | None:
-        """The model that `use` names, if it was found."""
+        """The found model with the name or path `use`; None if there is none."""
         everything = (*self.installed, *self.elsewhere)
         named = next((f for f in everything if use in (f.use, str(f.path))), None)
         return named or next((f for f in everything if use == f.source), None)
 
     def copy_of(self, entry: Entry) -> LocalModel | None:
-        """What is installed of a model of the catalogue."""
+        """The installed copy of a catalogue model; None if there is none."""
         words = {entry.name, entry.hub} - {""}
         return next((f for f in self.installed if {f.use, f.source} & words), None)
 
@@ -83,7 +83,7 @@ class BaseModels:
         return Device(UNKNOWN.id, UNKNOWN.kind, UNKNOWN.name, psutil.virtual_memory().total)
 
     def look(self) -> None:
-        """Search again, in a thread; a request that comes meanwhile is served after it."""
+        """Start a lookup in a thread; a request during a lookup starts another one after it."""
         with self._lock:
             self._wanted.set()
             if self._thread is None:
@@ -91,7 +91,7 @@ class BaseModels:
                 self._thread.start()
 
     def refresh(self) -> None:
-        """Search the home folder at once, for what was just added or removed, and everything else in the thread."""
+        """Search the home folder immediately, to see a model just added or removed, and everything else in the thread."""
         self._tell(Look(tuple(installed_models(self._home)), self.now.elsewhere, self.now.missing, self.now.fits))
         self.look()
 
@@ -126,7 +126,7 @@ class BaseModels:
         self.version += 1
 
     def _fits(self, models: Iterable[LocalModel], device: Device) -> Iterator[tuple[str, tuple[Fit, ...]]]:
-        """Verdicts by path and by catalogue name, installed models first, each as soon as it is known."""
+        """Yield verdicts by path and by catalogue name, installed models first, each as soon as it is computed."""
         for model in models:
             if model.problem or model.kind != "folder":
                 continue
@@ -134,7 +134,7 @@ class BaseModels:
             if key not in self._kept:
                 try:
                     self._kept[key] = fits(ModelFolder.open(model.path), device.kind, device.memory_bytes)
-                except ModelError:  # removed meanwhile, or of an architecture whose sizes cannot be read: no verdict
+                except ModelError:  # removed in the meantime, or an architecture whose sizes cannot be read: no verdict
                     continue
             yield str(model.path), self._kept[key]
         for offer in catalog():
@@ -142,7 +142,7 @@ class BaseModels:
 
 
 def downloads(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
-    """All downloads; empty where there is none."""
+    """The card of all downloads; empty HTML if there are none."""
     if not jobs:
         return Html("")
     rows = [h("li", _download(t, f, job), data_job=job.name) for job in jobs]
@@ -150,12 +150,12 @@ def downloads(t: Strings, f: Formats, jobs: Sequence[Job]) -> Html:
 
 
 def what_of(job: Job) -> str:
-    """What a job downloads: ORG/NAME, a path, or the default's short name."""
+    """What a job downloads: ORG/NAME, a path, or the default model's short name."""
     return str(job.arguments["what"])
 
 
 def busy(jobs: Sequence[Job]) -> set[str]:
-    """What is being downloaded now."""
+    """The models being downloaded, as what_of() names them."""
     return {what_of(job) for job in jobs if jobview.active(job.state())}
 
 

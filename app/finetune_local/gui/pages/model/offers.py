@@ -1,4 +1,4 @@
-"""Models to download: those of the catalogue and those that a search found."""
+"""Models to download, from the catalogue or a search, and badges that say whether a model fits in memory."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from finetune_local.models.memory.estimate import Fit, fits_shape, shape_like
 
 
 class Offers:
-    """Their cards. `busy` are the models being downloaded: ORG/NAME, or the default's short name."""
+    """Cards of models to download. `busy`: those being downloaded, as ORG/NAME or the default model's short name."""
 
     def __init__(self, t: Strings, f: Formats, models: BaseModels) -> None:
         self.t, self.f, self.models = t, f, models
 
     def catalogue(self, busy: set[str], chosen: str, offline: bool) -> Html:
-        """A card for each."""
+        """A card for each recommended model."""
         t, f, device = self.t, self.f, self.models.device()
         cards = [self._entry(entry, busy, chosen, offline) for entry in catalog()]
         return h(
@@ -37,7 +37,7 @@ class Offers:
         )
 
     def hits(self, words: str, found: Sequence[Hit], busy: set[str], offline: bool) -> Html:
-        """What a search has found."""
+        """A card for each search result."""
         t = self.t
         if not found:
             return h("p", t("model.nothing_found", words=words), class_="hint", role="status")
@@ -157,13 +157,13 @@ class Offers:
 
 
 def use_button(t: Strings, name: str) -> Html:
-    """The button that makes a model the chosen one."""
+    """The button that selects a model for training."""
     label = t("model.use")
     return parts.button(label, "use", name, kind="small primary", title=t("model.named", label=label, name=name))
 
 
 def address(t: Strings, text: str) -> Html:
-    """A web address to copy: the app does not open it."""
+    """A web address to copy; the app does not open it."""
     copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=text)
     return h("span", h("code", text), copy, class_="address")
 
@@ -177,7 +177,7 @@ def verdict(t: Strings, fit: Fit) -> str:
 
 
 def best(found: Sequence[Fit]) -> dict[str, Fit]:
-    """By precision, the verdict of the method that needs least memory: the one the badge shows."""
+    """For each precision, the verdict of the method that needs the least memory, which the badge shows."""
     least: dict[str, Fit] = {}
     for fit in found:
         if fit.precision not in least or fit.needs.total < least[fit.precision].needs.total:
@@ -186,8 +186,10 @@ def best(found: Sequence[Fit]) -> dict[str, Fit]:
 
 
 def badges(t: Strings, f: Formats, found: Sequence[Fit], device: Device, key: str, *, guessed: bool = False) -> Html:
-    """A row of badges that opens to the reasons. `key` keeps it open when the view is drawn again; `guessed`: only the number of
-    parameters is known."""
+    """A row of badges that expands to the reasons.
+
+    `key` keeps it expanded when the view is redrawn; `guessed`: only the number of parameters is known.
+    """
     row = [
         h("span", h("span", precision), " ", verdict(t, fit), class_=f"badge {KINDS[fit.verdict]}")
         for precision, fit in best(found).items()
@@ -204,7 +206,7 @@ def badges(t: Strings, f: Formats, found: Sequence[Fit], device: Device, key: st
 
 
 def reason(t: Strings, f: Formats, fit: Fit) -> Html:
-    """A method with what it needs, part by part, and what is available."""
+    """The memory that a method needs, by part, and the memory available."""
     needs = fit.needs
     told = t(
         "model.reason_checkpointing" if fit.checkpointing else "model.reason",
@@ -221,7 +223,7 @@ def reason(t: Strings, f: Formats, fit: Fit) -> Html:
 
 
 def on_what(t: Strings, f: Formats, device: Device) -> str:
-    """The device that the verdicts are for."""
+    """A line that names the device of the verdicts."""
     if not device.name:
         return t("model.device_unknown", memory=f.size(device.memory_bytes))
     return t("model.device", name=device.name, memory=f.size(device.memory_bytes))

@@ -46,12 +46,12 @@ def completed(context: Context, _window: Window) -> bool:
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     ModelPage(context).build()
 
 
 class ModelPage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t, self.f, self.home = context, context.t, context.f, context.home
@@ -64,7 +64,7 @@ class ModelPage:
         self._were: set[str] = set()
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t, context = self.t, self.context
@@ -119,7 +119,7 @@ class ModelPage:
             class_="row",
         )
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _show(self, window: Window) -> dict[Any, Any]:
         import gradio as gr
@@ -136,11 +136,11 @@ class ModelPage:
 
     def _tick(self, window: Window) -> dict[Any, Any]:
         if self.models.looked_on not in (None, self.models.device()):
-            self.models.look()  # the device is known by now
+            self.models.look()  # by now the device is known
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
-        """What has changed of the views."""
+        """The views that have changed."""
         unfinished = job_download.unfinished(self.home)
         if self._were - (now := {found.name for found in unfinished}):
             self.models.refresh()
@@ -165,7 +165,7 @@ class ModelPage:
         return {view: html for view, html in drawn.items() if window.changed(f"model {view.elem_id}", html)}
 
     def _kept(self, part: str, made_from: Any, make: Callable[[], Html]) -> Html:
-        """A part of the page, built again only where its inputs have changed: it is requested every second."""
+        """A part of the page, rebuilt only if its inputs have changed, because it is requested every second."""
         if (part, made_from) not in self._parts:
             if len(self._parts) > _MOST_KEPT:
                 self._parts.clear()
@@ -207,7 +207,7 @@ class ModelPage:
         busy = basemodels.busy(job_download.unfinished(self.home))
         return self.offers.hits(words, hits, busy, self.context.preferences.offline)
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _press(self, window: Window, event: Any) -> dict[Any, Any]:
         do, value, _ = parts.pressed(event)
@@ -243,12 +243,12 @@ class ModelPage:
         return {**self._draw(window), self.results: self._found(window)}
 
     def _begun(self, window: Window, begun: Job) -> None:
-        """The model is chosen as soon as it is downloaded."""
+        """Note a download that this window started: its model is selected once it is installed."""
         state = window.state(ModelState)
         state.waiting = tuple(dict.fromkeys((*state.waiting, begun.name)))
 
     def _settle(self, window: Window) -> None:
-        """Choose the model of a download that this window started, once it is finished."""
+        """Select the model of each finished download that this window started."""
         state = window.state(ModelState)
         for name in state.waiting:
             made = job_download.result_of(name, self.home)

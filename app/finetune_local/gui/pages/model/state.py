@@ -9,13 +9,13 @@ from finetune_local.gui.shell.state import State
 
 @dataclass(eq=False)
 class ModelState(State, prefix="model_"):
-    """What is open on the page, and the downloads whose models are to be chosen."""
+    """What is expanded on the page, and the downloads whose models will be selected."""
 
     details: str = ""
     """The model whose details are shown."""
     removing: str = ""
-    """The model for which the page asks whether to remove it."""
+    """The model whose removal must be confirmed."""
     search: str = ""
-    """What was searched for on the hub."""
+    """The words of the last search on the hub."""
     waiting: tuple[str, ...] = ()
-    """Downloads that this window started: the model is chosen once it is there."""
+    """Downloads that this window started; each model is selected once it is installed."""

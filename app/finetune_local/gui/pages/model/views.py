@@ -1,4 +1,4 @@
-"""The parts of the Model page on installed models: the chosen one, the list, one model's details."""
+"""Views of installed models: the selected one, the list, and a model's details."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from finetune_local.models.local import LocalModel
 
 
 class HereViews:
-    """The views."""
+    """Draws the views in one language."""
 
     def __init__(self, t: Strings, f: Formats, models: BaseModels, offers: Offers) -> None:
         self.t, self.f, self.models, self.offers = t, f, models, offers
 
     def head(self, chosen: str, busy: set[str], offline: bool) -> Html:
-        """The page's header and the chosen model."""
+        """The page's header and the selected model."""
         t = self.t
         found, known = self.models.now.find(chosen), entry(chosen)
         get: Child = None
@@ -60,7 +60,7 @@ class HereViews:
         return join([parts.header(t("model.title"), t("model.lead"), forward), box])
 
     def here(self, chosen: str, details: tuple[str, Html], removing: tuple[str, Html], folders: Sequence[Path]) -> Html:
-        """The list. `details` and `removing` are each a model and what is shown of it; `folders` are the user's own."""
+        """The list of models. `details` and `removing`: a model and the HTML shown below it. `folders`: the user's model folders."""
         t, now = self.t, self.models.now
         in_use = now.find(chosen)
         rows = []
@@ -85,7 +85,7 @@ class HereViews:
         )
 
     def _folder(self, place: Path, missing: bool) -> Html:
-        """One of the folders that the user named."""
+        """One of the user's model folders."""
         t = self.t
         told = t("model.folder_missing" if missing else "model.folder", folder=str(place))
         label, sure = t("model.forget"), t("model.forget_sure", folder=str(place))
@@ -111,7 +111,7 @@ class HereViews:
         return h("div", parts.facts(pairs), class_="model-details")
 
     def removing(self, name: str, adapters: list[str], runs: list[str]) -> Html:
-        """The question before a model is removed."""
+        """The confirmation before a model is removed."""
         t = self.t
         needed = [
             h("p", t("model.needed_by", n=len(adapters), names=t("model.comma").join(adapters))) if adapters else None,
@@ -158,7 +158,7 @@ class HereViews:
         return parts.button(label, do, use, kind=kind, title=self.t("model.named", label=label, name=name))
 
     def _facts(self, found: LocalModel) -> str:
-        """Size, architecture, licence and location, in a line."""
+        """Size, architecture, licence and location, in one line."""
         t, f = self.t, self.f
         place = t.get(f"model.place_{found.place.replace(' ', '_').lower()}") or found.place
         told = [

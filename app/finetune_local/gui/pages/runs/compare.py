@@ -1,4 +1,4 @@
-"""Several runs beside each other: their curves in one chart, their figures, and the settings in which they differ."""
+"""Comparison of runs: their curves in one chart, their figures, and the settings in which they differ."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SHOWN = get_args(Shown)
 
 
 def changed(look: Look, name: str, value: str) -> Look:
-    """A look with another choice; the same where it is none that there is."""
+    """The look with another choice; unchanged if the value is unknown."""
     chosen: dict[str, Any] = {**asdict(look), name: value}
     valid = chosen["shown"] in SHOWN and chosen["axis"] in watch.AXES and chosen["smoothing"] in watch.SMOOTHINGS
     return Look(**chosen) if valid else look
@@ -80,7 +80,7 @@ def _curves(context: Context, found: Sequence[Watch], look: Look) -> Html:
 
 
 def _metric_charts(context: Context, found: Sequence[Watch], look: Look) -> Html:
-    """A chart for each metric that an objective of the runs declares; nothing where they report the loss alone."""
+    """A chart for each metric that an objective of the runs declares; empty if they report only the loss."""
     t, f, drawn = context.t, context.f, list[Html]()
     for measure in measures(t, [watched.objective for watched in found]):
         lines: list[Line] = []

@@ -1,4 +1,4 @@
-"""One run as the Runs page shows it: what it was made of, how it went, and what can be done with it."""
+"""The details of one run: settings, figures, curves, and actions."""
 
 from __future__ import annotations
 

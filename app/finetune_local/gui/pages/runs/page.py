@@ -1,4 +1,4 @@
-"""Runs: the history of all trainings; compare several, look at one, train again with changes, resume, rename, remove."""
+"""Runs: the history of training. Inspect or compare runs, train again with changes, resume, rename, remove."""
 
 from __future__ import annotations
 
@@ -27,23 +27,23 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.runs", 70
 UNDO = "runs.undo"
 PATIENCE = 1.5
-"""Seconds after which a list in view looks at the disk again."""
+"""Seconds after which the list is read from disk again."""
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     RunsPage(context).build()
 
 
 class RunsPage:
-    """The page's components and what they do. It shows the list, one run, or a comparison ("runs_view")."""
+    """The page's components and their handlers. It shows the list, one run, or a comparison ("runs_view")."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
         self.listing = Listing(context.home)
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t, context = self.t, self.context
@@ -66,7 +66,7 @@ class RunsPage:
             context.on(view.click, self._press, None, [*self.views, context.nav])
         context.on_notice(UNDO, self._undo, self.views)
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _place(self, window: Window) -> Place:
         return window.state(RunsState).list
@@ -85,7 +85,7 @@ class RunsPage:
         statuses += [Status(status)] if status and status not in statuses else []
         methods += [method] if method and method not in methods else []
         drawn = self._draw(window, whole=True)
-        search = self._place(window).search  # read last: it may be typed in meanwhile
+        search = self._place(window).search  # read last: the user may be typing in it
         return {
             **drawn,
             **({self.search: search} if window.lacks("runs-search", search) else {}),
@@ -100,7 +100,7 @@ class RunsPage:
         }
 
     def _draw(self, window: Window, patience: float = 0.0, whole: bool = False) -> dict[Any, Any]:
-        """The views that have changed (or all), as the window's memory has it. A run that is gone gives way to the list."""
+        """The views that have changed, or all. If the open run no longer exists, the list is shown."""
         with window.drawing:
             return self._drawn(window, patience, whole)
 
@@ -134,7 +134,7 @@ class RunsPage:
         return changed
 
     def _looked_at(self, window: Window, rows: Sequence[RunFacts]) -> list[tuple[Run, RunFacts]]:
-        """The run or runs that are shown instead of the list, those that are still there."""
+        """The runs that are shown instead of the list, without those that no longer exist."""
         view = window.shared.runs_view
         names: Sequence[Any] = (
             [window.shared.opened_run] if view == "run" else self._place(window).picked if view == "compare" else []
@@ -146,9 +146,9 @@ class RunsPage:
         return found
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        return {} if window.state(RunsState).editing else self._draw(window, PATIENCE)  # what is being typed must stay
+        return {} if window.state(RunsState).editing else self._draw(window, PATIENCE)  # keep what the user is typing
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _to(self, window: Window, place: Place) -> dict[Any, Any]:
         window.state(RunsState).list = place
@@ -203,7 +203,7 @@ class RunsPage:
         return self._draw(window)
 
     def _go(self, window: Window, do: str, run: Run) -> dict[Any, Any]:
-        """To another page with a run in hand."""
+        """Open another page with a run selected."""
         context = self.context
         if do == "runs.chat":
             window.shared.adapters = (run.name,)

@@ -23,7 +23,7 @@ class Look:
 
 @dataclass(eq=False)
 class RunsState(State, prefix="runs_"):
-    """The place in the list and its filters, and how a comparison is drawn. The run that is open is in Shared."""
+    """The position in the list, its filters, and the look of a comparison. The open run is in Shared."""
 
     list: Place = field(default_factory=lambda: Place("changed_time", down=True))
     status: str = ""
@@ -31,5 +31,5 @@ class RunsState(State, prefix="runs_"):
     method: str = ""
     """Only runs of this method are listed; "" lists all."""
     editing: bool = False
-    """Whether the open run's name is being typed."""
+    """Whether the open run's name is being edited."""
     look: Look = field(default_factory=Look)

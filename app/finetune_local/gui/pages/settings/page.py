@@ -25,23 +25,23 @@ if TYPE_CHECKING:
 TITLE, ORDER = "nav.settings", 90
 SOLVES = (DiskFull,)
 AT_ONCE = ("language", "theme", "notify", "offline")
-"""Preferences that are saved as soon as they are changed; the others are saved when their field is left."""
+"""Preferences saved on every change; the others are saved when their field loses focus."""
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     SettingsPage(context).build()
 
 
 class SettingsPage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
         self.fields = Preferences.model_fields
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t = self.t

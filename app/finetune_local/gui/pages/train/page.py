@@ -31,17 +31,17 @@ LOWER_RATE = 3.0
 
 
 def completed(context: Context, _window: Window) -> bool:
-    """Whether a run has made an adapter."""
+    """Whether a run has produced an adapter."""
     return has_trained(context.home)
 
 
 def build(context: Context) -> None:
-    """See main.py."""
+    """Build the page (see gui/shell/main.py)."""
     TrainPage(context).build()
 
 
 class TrainPage:
-    """The page's components and what they do."""
+    """The page's components and their handlers."""
 
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
@@ -49,7 +49,7 @@ class TrainPage:
         self.outlook = Outlook(context)
 
     def build(self) -> None:
-        """Make and wire the components."""
+        """Create the components and connect their events."""
         import gradio as gr
 
         t = self.t
@@ -104,10 +104,10 @@ class TrainPage:
     def _live_views(self) -> list[Any]:
         return [self.state, self.curves, self.answers, self.log]
 
-    # ── what is shown ──────────────────────────────────────────────────────────────────────────────────────
+    # ── drawing ────────────────────────────────────────────────────────────────────────────────────────────
 
     def _run(self, window: Window) -> Run | None:
-        """The run this window shows; the running one where it shows none and is not setting one up."""
+        """The run of this window; else the running one, unless settings are being edited."""
         shared = window.shared
         if shared.run:
             try:
@@ -121,14 +121,14 @@ class TrainPage:
         return None
 
     def _show(self, window: Window) -> dict[Any, Any]:
-        """All of the page. Views are drawn under the window's lock: of two events, the later one sees what the earlier one did."""
+        """Draw the whole page, under the window's lock: a later event sees the changes of an earlier one."""
         with window.drawing:
             run = self._run(window)
             views = self._settings(window) if run is None else self._live(window, run)
             return {**self._sides(run), **views}
 
     def _sides(self, run: Run | None) -> dict[Any, Any]:
-        """Which side of the page is visible: the settings of a run, or the run itself."""
+        """The visible side of the page: the settings of a new run, or the run."""
         import gradio as gr
 
         return {self.setup: gr.update(visible=run is None), self.live: gr.update(visible=run is not None)}
@@ -164,7 +164,7 @@ class TrainPage:
         return [] if window.shared.data.files else [self.t("train.no_data_problem")]
 
     def _live(self, window: Window, run: Run) -> dict[Any, Any]:
-        """The views of a run that changed since they were sent, and the head."""
+        """The views of a run that have changed, and the head."""
         context = self.context
         watched = context.watch(run.folder).refresh()
         state = run.process_state()
@@ -183,24 +183,25 @@ class TrainPage:
             self.log: runview.log(context, watched),
         }
         changed = {view: html for view, html in drawn.items() if window.changed(f"train{view._id}", html)}
-        return {**changed, self.head: drawn[self.head]}  # the head is on both sides: see _tick
+        return {**changed, self.head: drawn[self.head]}  # the head belongs to both sides: see _tick
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        """What changed of the run, and always the head and which side is visible: where two answers reached the browser in the wrong
-        order, it is right again a second later."""
+        """The views that have changed, and always the head and the visible side: if two results reached the browser in reverse order,
+        this corrects it a second later.
+        """
         with window.drawing:
             run = self._run(window)
             if run is None:
                 return {**self._sides(None), self.head: self._setup_head()}
             watched = self.context.watch(run.folder).refresh()
             if isinstance(watched.end, Failed) and follow.forget_untrained(run, watched.end):
-                # The mistake showed before training began: back to the settings, where it can be corrected.
+                # The error occurred before training started: return to the settings, where it can be corrected.
                 window.shared.run, window.shared.setting_up = "", True
                 shown = {view: html for view, html in self._show(window).items() if view in self.ticked}
                 return {**shown, self.context.notice: self.context.problem(_error_of(watched.end))}
             return {**self._sides(run), **self._live(window, run)}
 
-    # ── what is done ───────────────────────────────────────────────────────────────────────────────────────
+    # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
     def _go(self, window: Window, event: Any) -> Any:
         return self.context.go(window, parts.pressed(event)[1])
@@ -291,7 +292,7 @@ class TrainPage:
         return self._live(window, run)
 
     def _take_over(self, window: Window, run: Run, changed: Mapping[str, str]) -> None:
-        """Set up a run like another, with some settings changed."""
+        """Edit the settings of a new run like another one, with some settings changed."""
         set_up_like(window, run, changed)
 
 
@@ -325,7 +326,7 @@ def _head(context: Context, run: Watch, status: Status) -> Html:
 
 
 def _remedies(context: Context, run: Watch, status: Status) -> Html:
-    """Buttons that solve what ended a run."""
+    """Buttons that fix the error that ended a run."""
     t, end = context.t, run.end
     if status is not Status.FAILED or not isinstance(end, Failed):
         return Html("")

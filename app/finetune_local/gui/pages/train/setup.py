@@ -41,18 +41,18 @@ GOALS: tuple[str, ...] = get_args(Goal)
 
 
 def method_key(window: Window) -> str:
-    """The chosen method."""
+    """The selected method."""
     return window.shared.method if window.shared.method in presets() else recommended()[0].key
 
 
 def goal_of(window: Window) -> str:
-    """The chosen goal."""
+    """The selected goal."""
     usual = str(RunSpec.model_fields["goal"].default)
     return window.shared.goal if window.shared.goal in GOALS else usual
 
 
 def tables_of(context: Context, window: Window, key: str | None = None, goal: str | None = None) -> dict[str, object]:
-    """The tables of the run that this window is set up for, optionally with another method or goal."""
+    """The run's settings in this window, as tables of a run file, optionally with another method or goal."""
     return forms.tables(
         window.shared.form,
         model=chosen_model(context, window),
@@ -236,7 +236,7 @@ _opened: dict[tuple[str, float], ModelFolder] = {}
 
 
 class Outlook:
-    """Forecasts of one context; what is slow to look up is cached."""
+    """Forecasts for one server; slow lookups are cached."""
 
     def __init__(self, context: Context) -> None:
         self._context = context
