@@ -82,7 +82,6 @@ EXCEPTIONS = {
 
 LIMITS: dict[str, int] = {
     "app/finetune_local/chat": 6,
-    "app/finetune_local/gui": 31,
     "app/finetune_local/inference": 4,
 }
 

@@ -107,7 +107,7 @@ def test_a_new_conversation_says_what_it_is_begun_with(stocked: paths.Home, wind
     window.state(ChatState).system = " brief "
     window.state(ChatState).sampling = {"max_tokens": "7"}
     chat = room(stocked, window)
-    record = chatroom.begun(stocked, window, chat)
+    record = chatroom.record_of(stocked, window, chat)
     record.ask("one?")
     assert record.history is not None
     read = history.find(stocked, "latest").read()

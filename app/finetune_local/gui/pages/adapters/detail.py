@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
 
-def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings: Answer) -> Html:
+def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, companions: Answer) -> Html:
     """The adapter's page. `editing`: "name" or "note" while that is being edited. `brings`: what comes with its weights."""
     t = context.t
     back = parts.button(join(["‹ ", t("adapters.back")]), "adapters.back", kind="quiet small back")
@@ -46,7 +46,7 @@ def drawn(context: Context, row: Row, rows: Sequence[Row], editing: str, brings:
         "div",
         _note(context, row, editing == "note"),
         _scores(context, row),
-        _facts(context, row, brings),
+        _facts(context, row, companions),
         class_="stack",
     )
     origin = parts.card(tree(context, row, rows), title=t("adapters.origin"))
@@ -70,14 +70,14 @@ def _head(context: Context, row: Row) -> Html:
         ]
     buttons.append(parts.button(t("common.rename"), "adapters.edit", "name", kind="quiet"))
     buttons.append(parts.button(t("common.delete"), "adapters.remove", name, kind="quiet danger"))
-    told = [
+    line = [
         method_name(t, row["method"]) if row["method"] else None,
         row["base"],
         file_names(row.get("files", ())) or None,
     ]
     return h(
         "header",
-        h("div", h("h1", name, tabindex="-1", data_top=f"adapter {name}"), h("p", join(told, " · "))),
+        h("div", h("h1", name, tabindex="-1", data_top=f"adapter {name}"), h("p", join(line, " · "))),
         h("div", *buttons, class_="row"),
         class_="page-header",
     )
@@ -131,16 +131,16 @@ def _scores(context: Context, row: Row) -> Html:
     )
 
 
-def _comes_with(context: Context, row: Row, brings: Answer) -> Child:
+def _comes_with(context: Context, row: Row, companions: Answer) -> Child:
     t = context.t
-    if brings.problem is not None:
-        return sentence(t, brings.problem)
-    if brings.value is None:
+    if companions.problem is not None:
+        return sentence(t, companions.problem)
+    if companions.value is None:
         return t("adapters.comes_with_checking") if row["beside"] else None
-    return [h("div", sentence(t, one)) for one in brings.value] or None
+    return [h("div", sentence(t, one)) for one in companions.value] or None
 
 
-def _facts(context: Context, row: Row, brings: Answer) -> Html:
+def _facts(context: Context, row: Row, companions: Answer) -> Html:
     t, f = context.t, context.f
     folder = row["folder"]
     copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=folder)
@@ -151,7 +151,7 @@ def _facts(context: Context, row: Row, brings: Answer) -> Html:
         (t("adapters.parameters"), f.parameters(row["parameters"])),
         (t("adapters.data"), [h("div", name) for name in row["files"]]),
         (t("adapters.step"), f.number(row["step"]) if isinstance(row["step"], int) else None),
-        (t("adapters.comes_with"), _comes_with(context, row, brings)),
+        (t("adapters.comes_with"), _comes_with(context, row, companions)),
         (t("adapters.size"), f.size(row["bytes"])),
         (t("adapters.created"), f.moment(row["created_time"])),
         (t("adapters.folder"), [h("code", folder), " ", copy]),
@@ -162,17 +162,17 @@ def _facts(context: Context, row: Row, brings: Answer) -> Html:
 def _settings(context: Context, row: Row) -> Html:
     t = context.t
     try:
-        told = library.details(row["name"], Path(row["folder"]), row["origin"])
+        details = library.details(row["name"], Path(row["folder"]), row["origin"])
     except FinetuneError as error:
         return h("div", sentence(t, message_of(error)), class_="hint bad")
-    settings: Mapping[str, Any] = told["settings"]
+    settings: Mapping[str, Any] = details["settings"]
     pairs = [
         (controls.label_of(t, f"method.{name}"), controls.value_text(t, value))
         for name, value in settings.items()
         if value not in (None, [], {}, "")
     ]
-    modules = (t("adapters.modules"), context.f.number(told["modules"]))
-    mergeable = (t("adapters.mergeable"), t("common.yes" if told["mergeable"] else "common.no"))
+    modules = (t("adapters.modules"), context.f.number(details["modules"]))
+    mergeable = (t("adapters.mergeable"), t("common.yes" if details["mergeable"] else "common.no"))
     return parts.card(parts.facts([*pairs, modules, mergeable]), title=t("adapters.settings"))
 
 
@@ -259,13 +259,17 @@ def _adapter(context: Context, row: Row, inner: Sequence[Html], here: bool = Fal
     name: Child = row["name"]
     if not here:
         name = h("button", row["name"], type="button", class_="link", data_do="adapters.open", data_value=row["name"])
-    told = ""
+    extraction = ""
     if isinstance(source.get("error"), float) and source.get("rank"):
-        told = t("adapters.extract_done", rank=f.number(source["rank"]), kept=f.percent(1 - source["error"] ** 2, 1))
+        extraction = t(
+            "adapters.extract_done", rank=f.number(source["rank"]), kept=f.percent(1 - source["error"] ** 2, 1)
+        )
     kind = t("adapters.node_extracted") if source else t("adapters.node_adapter")
-    return _node(kind, [name, " ", parts.badge(t("adapters.this_adapter"), "live") if here else None], inner, told)
+    return _node(
+        kind, [name, " ", parts.badge(t("adapters.this_adapter"), "live") if here else None], inner, extraction
+    )
 
 
 def _node(kind: str, name: Child, inner: Sequence[Html] = (), below: str = "") -> Html:
-    told = h("small", below) if below else None
-    return h("li", h("div", h("small", kind, class_="kind"), h("span", name), told), h("ul", inner) if inner else None)
+    note = h("small", below) if below else None
+    return h("li", h("div", h("small", kind, class_="kind"), h("span", name), note), h("ul", inner) if inner else None)

@@ -46,7 +46,7 @@ class AdaptersPage:
     def __init__(self, context: Context) -> None:
         self.context, self.t = context, context.t
         self.shelf = Shelf(context.home)
-        self.brings = Answers(context.lookups, "brings")
+        self.companions = Answers(context.lookups, "brings")
 
     def build(self) -> None:
         """Create the components and connect their events."""
@@ -102,10 +102,12 @@ class AdaptersPage:
         shown = next((row for row in rows if row["name"] == window.shared.opened_adapter), None)
         editing = window.state(AdaptersState).editing
         if shown is not None:
-            brings = Answer([])
+            companions = Answer([])
             if not shown["problem"]:
-                brings = self.brings.ask(folder=shown["folder"], bytes=shown["bytes"])  # its size changed: check again
-            main = detail.drawn(self.context, shown, rows, editing, brings)
+                companions = self.companions.ask(
+                    folder=shown["folder"], bytes=shown["bytes"]
+                )  # its size changed: check again
+            main = detail.drawn(self.context, shown, rows, editing, companions)
         else:
             names = {row["name"] for row in rows}
             place = self._place(window)
@@ -251,7 +253,7 @@ class AdaptersPage:
         return {**self._draw(window), self.context.notice: self._brought(entry.name, notes)}
 
     def _brought(self, name: str, notes: Sequence[str]) -> Html:
-        text = " ".join([self.t("adapters.import_done_text"), *(sentence(self.t, told) for told in notes)])
+        text = " ".join([self.t("adapters.import_done_text"), *(sentence(self.t, note) for note in notes)])
         return parts.success_notice(self.t, self.t("adapters.import_done", name=name), text)
 
     def _remove(self, window: Window, names: list[str]) -> dict[Any, Any]:

@@ -187,7 +187,7 @@ def who(context: Context, room: Room, note: str) -> Html:
     rows = [_choice(context, BASE, t("common.base"), "", room)]
     rows += [_choice(context, offer.name, _short(offer.name), offer.problem, room) for offer in room.offers]
     hint = t("chat.who_hint", most=MOST_ANSWERERS) if room.offers else t("chat.who_none")
-    told = h("span", note, class_="soft", role="status") if note else None
+    status = h("span", note, class_="soft", role="status") if note else None
     return h(
         "div",
         h(
@@ -197,7 +197,7 @@ def who(context: Context, room: Room, note: str) -> Html:
             class_="popup",
             data_keep="chat-who",
         ),
-        told,
+        status,
         class_="row who",
     )
 

@@ -71,7 +71,7 @@ class ChatPage:
                 self.top = parts.view(id="chat-top")
                 with gr.Row(elem_id="chat-middle"):
                     with gr.Column(elem_id="chat-scroll", elem_classes=["follow-end"]):
-                        self.said = parts.view(id="chat-said")
+                        self.transcript = parts.view(id="chat-said")
                         self.live = parts.view(id="chat-live")
                     self.panel = ChatPanel(self.context)
                 with gr.Column(elem_id="chat-foot"):
@@ -87,14 +87,23 @@ class ChatPage:
 
     def _wire(self) -> None:
         context = self.context
-        self.views = [self.saved, self.top, self.said, self.live, self.who, self.editing, self.send]
+        self.views = [self.saved, self.top, self.transcript, self.live, self.who, self.editing, self.send]
         everything = [*self.views, self.message, self.search, self.pulse, *self.panel.components]
         drawn = [*self.views, self.pulse]
         context.on_show("chat", self._show, everything)
         context.on_tick("chat", self._tick, everything)
         context.on(self.pulse.change, self._follow, None, [*drawn, self.message])
         pressed = [*everything, context.nav]
-        for view in (self.new, self.saved, self.top, self.said, self.live, self.who, self.editing, self.panel.close):
+        for view in (
+            self.new,
+            self.saved,
+            self.top,
+            self.transcript,
+            self.live,
+            self.who,
+            self.editing,
+            self.panel.close,
+        ):
             context.on(view.click, self._press, None, pressed)
         context.on(self.send.click, self._send, self.message, pressed)
         context.on(self.search.input, self._search, self.search, self.saved, latest=True)
@@ -143,7 +152,7 @@ class ChatPage:
         if live or not busy:
             found[self.send] = bar.sending(context, room, call, editing)
             found[self.live] = self._live(room, call)
-            found[self.said] = (
+            found[self.transcript] = (
                 self.view.transcript(room, call, editing)
                 if room.conversation.exchanges
                 else bar.welcome(context, window, room)
@@ -193,9 +202,9 @@ class ChatPage:
         """Put a question that cannot be answered back into the message box."""
         state, room = window.state(ChatState), chatroom.room(self.context.home, window)
         exchanges = room.conversation.exchanges
-        if call.error is None or not state.asked or (exchanges and exchanges[-1].question == state.asked):
+        if call.error is None or not state.sent or (exchanges and exchanges[-1].question == state.sent):
             return {}
-        state.message, state.asked = state.asked, ""
+        state.message, state.sent = state.sent, ""
         return {self.message: state.message}
 
     # ── input ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -209,7 +218,7 @@ class ChatPage:
 
     def _typed(self, window: Window, text: str) -> None:
         state = window.state(ChatState)
-        if text != state.asked:  # otherwise it was sent in the meantime
+        if text != state.sent:  # otherwise it was sent in the meantime
             state.message = text
 
     # ── buttons ────────────────────────────────────────────────────────────────────────────────────────────
@@ -228,19 +237,19 @@ class ChatPage:
     def _ask(self, window: Window, room: Room, text: str, expected: str | None = None) -> dict[Any, Any]:
         """Send the message, or the edited question, and stream the answer."""
         self._check(window, room)
-        record, state = chatroom.begun(self.context.home, window, room), window.state(ChatState)
+        record, state = chatroom.record_of(self.context.home, window, room), window.state(ChatState)
         if state.editing is None:
             record.ask(text, expected)
         else:
             record.edit(state.editing, text)
         state.reset("editing", "message", "removed")
-        state.asked = text
+        state.sent = text
         return {self.message: "", **self._answer(window, room, record)}
 
     def _answer(self, window: Window, room: Room, record: Record) -> dict[Any, Any]:
         assert record.history is not None
         window.state(ChatState).conversation = record.history.id
-        chatroom.saw(window)
+        chatroom.mark_seen(window)
         self.context.chat.begin("answer", record.history.id, chatroom.answering(window, room, record), room.answerers)
         return self._draw(window, live=True)
 
@@ -271,7 +280,7 @@ class ChatPage:
         state = window.state(ChatState)
         match do:
             case "new":
-                chatroom.begin_anew(window)
+                chatroom.start_new(window)
                 state.removed = None
             case "open":
                 chatroom.show(home, window, value)
@@ -308,7 +317,7 @@ class ChatPage:
                 state.lead = value
             case "again" if room.history is not None:
                 self._check(window, room)
-                record = chatroom.begun(home, window, room)
+                record = chatroom.record_of(home, window, room)
                 record.again()
                 return self._answer(window, room, record)
             case "try":
@@ -339,7 +348,7 @@ class ChatPage:
         state = window.state(ChatState)
         state.removed = Removed(key, name)
         if state.conversation == id:
-            chatroom.begin_anew(window)
+            chatroom.start_new(window)
 
     def _choose_who(self, window: Window, room: Room, do: str, name: str) -> Iterator[dict[Any, Any]]:
         """Change the answering models. One that answers alone is swapped in at once if the base is in memory."""

@@ -64,7 +64,7 @@ def enter(home: Home, window: Window) -> None:
             state.conversation, state.model = "", choices.base(home, None, adapters) or ""
         shared.adapters = adapters[:MOST_ANSWERERS]
         state.base, state.lead = len(adapters) < MOST_ANSWERERS, adapters[0]
-    saw(window)
+    mark_seen(window)
 
 
 def _choice(window: Window) -> Seen:
@@ -88,9 +88,9 @@ def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conve
     conversation = conversations.read(history)
     last = next((e for e in reversed(conversation.exchanges) if e.answers), None)
     named = [answer.adapter for answer in last.answers] if last else []
-    begun = [str(name) for name in conversation.begun.get("adapters", ()) if is_adapter(Path(str(name)))]
+    started_with = [str(name) for name in conversation.begun.get("adapters", ()) if is_adapter(Path(str(name)))]
     known = {offer.name for offer in choices.listed(home)}
-    adapters = [name for name in named if name in known] or ([] if None in named else _names(home, begun))
+    adapters = [name for name in named if name in known] or ([] if None in named else _names(home, started_with))
     chosen = last.answer() if last else None
     state = window.state(ChatState)
     window.shared.adapters = tuple(dict.fromkeys(adapters))[:MOST_ANSWERERS]
@@ -99,16 +99,16 @@ def show(home: Home, window: Window, id: str) -> None:  # noqa: A002 - the conve
     state.lead = None if chosen is None else chosen.adapter or BASE
     state.model = _model_name(home, conversation.begun.get("model"))
     state.system = conversation.system or ""
-    saw(window)
+    mark_seen(window)
 
 
-def begin_anew(window: Window) -> None:
+def start_new(window: Window) -> None:
     """Start a new conversation with the same base, adapters and system prompt."""
     window.state(ChatState).reset("conversation", "editing")
-    saw(window)
+    mark_seen(window)
 
 
-def saw(window: Window) -> None:
+def mark_seen(window: Window) -> None:
     """Mark the current selection as seen, so that it does not count as another page's."""
     window.state(ChatState).seen = _choice(window)
 
@@ -136,7 +136,7 @@ def room(home: Home, window: Window) -> Room:
             conversation = conversations.read(history)
         except SpecError:
             state.conversation = ""  # removed in another window, or by hand
-            saw(window)
+            mark_seen(window)
     wanted = window.shared.adapters
     model = state.model or choices.base(home, window.shared.model or None, wanted)
     folder, missing = None, ""
@@ -183,7 +183,7 @@ def only(window: Window, name: str) -> None:
 def _answer_by(window: Window, answerers: Sequence[str | None]) -> None:
     window.shared.adapters = tuple(name for name in answerers if name is not None)
     window.state(ChatState).base = None in answerers
-    saw(window)
+    mark_seen(window)
 
 
 def sampling(window: Window) -> Sampling:
@@ -214,7 +214,7 @@ def answering(window: Window, chat: Room, record: Record) -> Mapping[str, Any]:
     }
 
 
-def begun(home: Home, window: Window, chat: Room) -> Record:
+def record_of(home: Home, window: Window, chat: Room) -> Record:
     """The conversation's record; a new one gets the window's settings. Its system prompt becomes the window's."""
     history = chat.history
     if history is None:

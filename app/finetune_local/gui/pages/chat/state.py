@@ -36,7 +36,7 @@ class ChatState(State, prefix="chat_"):
 
     message: str = ""
     """The text in the message box."""
-    asked: str = ""
+    sent: str = stored("chat_asked", "")
     """The last question sent; it returns to the message box if it cannot be answered."""
     editing: int | None = None
     """The number of the exchange whose question is being edited."""

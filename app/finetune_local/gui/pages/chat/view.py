@@ -45,7 +45,7 @@ class ChatView:
     ) -> Html:
         waiting = exchange.chosen is None and not exchange.answers
         answers = [self._answer(answer, n, exchange, last=last, busy=busy) for n, answer in enumerate(exchange.answers)]
-        beside = self._wanted(exchange.expected)
+        beside = self._expected(exchange.expected)
         if last and busy and exchange.chosen is None:
             answers, beside = [], None  # the view of the streamed answer shows them
         return h(
@@ -95,7 +95,7 @@ class ChatView:
         head = h("header", h("h2", adapter or self.t("common.base")), mark)
         return h("article", head, *inside, class_=f"{class_} {_colour(adapter)}")
 
-    def _wanted(self, text: str | None) -> Html | None:
+    def _expected(self, text: str | None) -> Html | None:
         if text is None:
             return None
         head = h("header", h("h2", self.t("chat.expected")))
@@ -111,15 +111,15 @@ class ChatView:
 
     def _facts(self, facts: Mapping[str, Any]) -> Html | None:
         """Measurements of an answer, and warnings about it."""
-        t, f, said = self.t, self.f, []
+        t, f, shown = self.t, self.f, []
         if tokens := facts.get("tokens"):
-            said.append(t("chat.tokens", n=f.number(tokens)))
+            shown.append(t("chat.tokens", n=f.number(tokens)))
             if (speed := _speed(facts)) is not None:
-                said.append(t("chat.speed", n=f.number(speed, 1)))
+                shown.append(t("chat.speed", n=f.number(speed, 1)))
         if facts.get("first_seconds"):
-            said.append(t("chat.first", n=f.number(facts["first_seconds"], 1)))
+            shown.append(t("chat.first", n=f.number(facts["first_seconds"], 1)))
         if facts.get("swap_ms") is not None:
-            said.append(t("chat.swapped", n=f.number(facts["swap_ms"], 1)))
+            shown.append(t("chat.swapped", n=f.number(facts["swap_ms"], 1)))
         warn = []
         if facts.get("stop") == "length":
             warn.append(t("chat.cut"))
@@ -127,9 +127,9 @@ class ChatView:
             warn.append(t("chat.stopped"))
         if facts.get("left_out"):
             warn.append(t("chat.left_out", n=f.number(facts["left_out"])))
-        if not said and not warn:
+        if not shown and not warn:
             return None
-        return h("p", " · ".join(said), [h("span", text, class_="warn") for text in warn], class_="measured")
+        return h("p", " · ".join(shown), [h("span", text, class_="warn") for text in warn], class_="measured")
 
     # ── streamed answers ───────────────────────────────────────────────────────────────────────────────────
 
@@ -141,7 +141,7 @@ class ChatView:
             return self._failed(call.error) if call.error is not None else Html("")
         columns = [self._partial(name, partial, call, alone) for name, partial in call.answers.items()]
         notes = [h("p", sentence(self.t, text), class_="hint") for text in call.notes]
-        return h("div", *notes, _columns([*columns, self._wanted(expected)]), class_="exchange", aria_busy="true")
+        return h("div", *notes, _columns([*columns, self._expected(expected)]), class_="exchange", aria_busy="true")
 
     def _partial(self, name: str | None, partial: PartialAnswer, call: ChatCall, alone: bool) -> Html:
         t, f = self.t, self.f
@@ -149,8 +149,8 @@ class ChatView:
             under: Html | None = self._facts(partial.turn)
         elif partial.tokens > 1 and partial.seconds > 0:
             speed = (partial.tokens - 1) / partial.seconds
-            said = [t("chat.tokens", n=f.number(partial.tokens)), t("chat.speed", n=f.number(speed, 1))]
-            under = h("p", " · ".join(said), class_="measured")
+            shown = [t("chat.tokens", n=f.number(partial.tokens)), t("chat.speed", n=f.number(speed, 1))]
+            under = h("p", " · ".join(shown), class_="measured")
         else:
             under = h("p", self._doing(partial, call, alone), class_="measured")
         text = _text(partial.text, len(call.answers) > 1, "" if partial.turn else "growing", f"live {name}")

@@ -170,8 +170,8 @@ def how_card(t: Strings, f: Formats, settings: DataSettings, found: Values | Non
 def personal_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html:
     """The personal data found, with a checkbox per kind to replace it."""
     counts = found["report"]["personal"]
-    wanted = kinds_of(settings.scrub)
-    shown = [kind for kind in KINDS if counts.get(kind) or kind in wanted]
+    replaced = kinds_of(settings.scrub)
+    shown = [kind for kind in KINDS if counts.get(kind) or kind in replaced]
     if not shown:
         body: list[Html] = [h("p", t("data.personal_none"), class_="soft")]
     else:
@@ -183,10 +183,10 @@ def personal_card(t: Strings, f: Formats, settings: DataSettings, found: Values)
                     h(
                         "input",
                         type="checkbox",
-                        checked=kind in wanted,
+                        checked=kind in replaced,
                         data_do="data.scrub",
                         data_value=kind,
-                        data_fresh=f"{kind} {kind in wanted}",
+                        data_fresh=f"{kind} {kind in replaced}",
                         id=f"data-scrub-{kind}",
                     ),
                     h("span", t(f"data.kind_{kind}"), class_="grow"),

@@ -57,8 +57,8 @@ def question(
 ) -> Question:
     """The request for the files as they are on disk now, for a model in the folder `models` and an objective."""
     names = [*settings.files, *settings.validation_files]
-    asked = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
-    return Question(asked, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
+    text = json.dumps(settings.model_dump(mode="json", exclude_defaults=True), ensure_ascii=False)
+    return Question(text, model, tuple(map(_stamp, names)), models.stat().st_mtime, first, count, row, objective)
 
 
 class Look:
@@ -89,14 +89,14 @@ class Look:
         """Whether `found` is the complete result of the last request."""
         return self._question is not None and self._found_of == self._question.whole and self.problem is None
 
-    def ask(self, wanted: Question) -> None:
+    def ask(self, question: Question) -> None:
         """Answer this request from now on; known results are reused."""
         with self._changed:
-            if wanted == self._question and self.problem is None:
+            if question == self._question and self.problem is None:
                 return
-            if self._question is None or wanted.files != self._question.files:
+            if self._question is None or question.files != self._question.files:
                 self.rows = self.found = None
-            self._question, self.problem = wanted, None
+            self._question, self.problem = question, None
             self.version += 1
             call = self._call
             if self._thread is None:
@@ -115,36 +115,36 @@ class Look:
     def _work(self) -> None:
         while True:
             with self._changed:
-                wanted = self._question
-                rows, whole = self._rows_of != wanted, wanted is not None and self._found_of != wanted.whole
-                if wanted is None or not (rows or whole):
+                question = self._question
+                rows, whole = self._rows_of != question, question is not None and self._found_of != question.whole
+                if question is None or not (rows or whole):
                     self._thread = None
                     self.version += 1
                     self._changed.notify_all()
                     return
             try:
                 if rows:
-                    self._ask_rows(wanted)
+                    self._ask_rows(question)
                 else:
-                    self._ask_all(wanted)
+                    self._ask_all(question)
             except (FinetuneError, RuntimeError, OSError) as error:
                 with self._changed:
-                    if wanted == self._question:
-                        self.problem, self._rows_of, self._found_of = error, wanted, wanted.whole
+                    if question == self._question:
+                        self.problem, self._rows_of, self._found_of = error, question, question.whole
 
-    def _ask_rows(self, wanted: Question) -> None:
-        shown = {"first": wanted.first, "count": wanted.count, "row": wanted.row}
-        rows = self._client.call("inspect", what="rows", **wanted.values, **shown)
+    def _ask_rows(self, question: Question) -> None:
+        shown = {"first": question.first, "count": question.count, "row": question.row}
+        rows = self._client.call("inspect", what="rows", **question.values, **shown)
         with self._changed:
-            if wanted == self._question:
-                self.rows, self._rows_of = rows, wanted
+            if question == self._question:
+                self.rows, self._rows_of = rows, question
                 self.version += 1
 
-    def _ask_all(self, wanted: Question) -> None:
-        call = self._client.stream("inspect", what="all", **wanted.values)
+    def _ask_all(self, question: Question) -> None:
+        call = self._client.stream("inspect", what="all", **question.values)
         with self._changed:
             self._call, self.share = call, 0.0
-            other = wanted != self._question
+            other = question != self._question
         if other:
             call.cancel()
         found: Mapping[str, Any] = {}
@@ -152,7 +152,7 @@ class Look:
             while True:
                 event = next(call)
                 with self._changed:
-                    if self._question is not None and wanted.whole == self._question.whole:
+                    if self._question is not None and question.whole == self._question.whole:
                         self.found = event.get("found", self.found)
                         self.share = event.get("done", self.share)
                         self.version += 1
@@ -162,9 +162,9 @@ class Look:
             with self._changed:
                 self._call = None
         with self._changed:
-            if self._question is not None and wanted.whole == self._question.whole:
+            if self._question is not None and question.whole == self._question.whole:
                 self.found = found
-                self._found_of = wanted.whole if found["complete"] else None
+                self._found_of = question.whole if found["complete"] else None
                 self.version += 1
 
 

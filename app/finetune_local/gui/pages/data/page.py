@@ -62,7 +62,7 @@ class Page:
         self.files = parts.view(id="data-files")
         with gr.Row(elem_id="data-body"):
             with gr.Column(elem_id="data-main"):
-                self.state = parts.view(id="data-state")  # a view of its own, because it changes each second
+                self.state = parts.view(id="data-state")  # a separate view, because it changes every second
                 self.main = parts.view(id="data-found")
             with gr.Column(elem_id="data-side"):
                 self.side = parts.view(id="data-how")
@@ -242,8 +242,8 @@ class Page:
             model = chosen_model(self.context, window)
             models = self.context.home.models
             objective = objective_of(window.shared.form)
-            asked = looks.question(settings, model, models, state.first, datarows.PAGE, state.row, objective)
-            self._look(window).ask(asked)
+            question = looks.question(settings, model, models, state.first, datarows.PAGE, state.row, objective)
+            self._look(window).ask(question)
 
     def _answered(self, window: Window) -> dict[Any, Any]:
         self._ask(window)

@@ -33,7 +33,7 @@ def data_text(text: str, class_: str = "") -> Html:
     return h("bdi", visible(text), dir="auto", class_=class_ or None)
 
 
-def told(t: Strings, reason: str) -> str:
+def reason_text(t: Strings, reason: str) -> str:
     """A reason without its command-line advice: the page has fields for that."""
     shown = re.split(r"(?<=[.!?]) (?=[A-Z])|(?<=[。！？])", sentence(t, reason))
     kept = [part for part in shown if not re.search(r"--(?!max-length)[a-z]", part)] or shown
@@ -103,7 +103,7 @@ def _row(t: Strings, f: Formats, row: Mapping[str, Any], tokens: bool, chosen: i
         h(
             "td",
             data_text(row["answer"]),
-            h("span", told(t, row["reason"]), class_="hint bad") if row["reason"] else None,
+            h("span", reason_text(t, row["reason"]), class_="hint bad") if row["reason"] else None,
             class_="cell",
         ),
     ]
@@ -149,7 +149,7 @@ def mask_card(t: Strings, f: Formats, rows: Mapping[str, Any], chosen: int, read
     )
     place = data_text(t("data.mask_place", file=_name(mask["file"]), n=mask["line"]))
     reason = next((row["reason"] for row in rows["rows"] if row["number"] == chosen and row["reason"]), "")
-    why = h("p", t("data.mask_why", reason=told(t, reason)), class_="hint bad") if reason else None
+    why = h("p", t("data.mask_why", reason=reason_text(t, reason)), class_="hint bad") if reason else None
     if "pieces" not in mask:
         return parts.card(head, h("p", place, class_="soft"), why, [_turn(t, *turn) for turn in mask["turns"]])
     count = mask["tokens"]

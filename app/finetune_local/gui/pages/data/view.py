@@ -11,7 +11,7 @@ from typing import Any
 from finetune_local.data.formats import formats
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings, sentence
-from finetune_local.gui.pages.data.rows import data_text, told
+from finetune_local.gui.pages.data.rows import data_text, reason_text
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.spec.run import DataSettings
@@ -38,7 +38,7 @@ def files_card(t: Strings, f: Formats, settings: DataSettings, found: Values | N
         for use, names in (("train", settings.files), ("validate", settings.validation_files))
         for name in names
     ]
-    general = [h("p", told(t, text), class_="hint bad") for file, text in problems.items() if not file]
+    general = [h("p", reason_text(t, text), class_="hint bad") for file, text in problems.items() if not file]
     return parts.card(h("ul", rows, class_="data-files"), *general, title=t("data.files"))
 
 
@@ -206,7 +206,7 @@ def rejected_card(t: Strings, f: Formats, found: Values) -> Html | None:
     for row in kept:
         lines.setdefault((row["file"], row["reason"]), []).append(row["line"])
     rows = [
-        (data_text(Path(file).name), _lines(t, f, where), data_text(told(t, reason)))
+        (data_text(Path(file).name), _lines(t, f, where), data_text(reason_text(t, reason)))
         for (file, reason), where in list(lines.items())[:REJECTED_SHOWN]
     ]
     headings = (t("data.rejected_file"), t("data.rejected_line"), t("data.rejected_reason"))

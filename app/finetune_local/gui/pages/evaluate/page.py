@@ -239,10 +239,10 @@ class EvaluatePage:
         return self._draw(window)
 
     def _start(self, window: Window) -> None:
-        wanted = evaluateform.arguments(self.context, window, self.library.listing())
-        begun = jobs.start_once(self.home, KIND, wanted)
+        arguments = evaluateform.arguments(self.context, window, self.library.listing())
+        job = jobs.start_once(self.home, KIND, arguments)
         state = window.state(EvaluateState)
-        state.jobs = (*(name for name in state.jobs if name != begun.name), begun.name)
+        state.jobs = (*(name for name in state.jobs if name != job.name), job.name)
 
     def _look(self, window: Window, what: str, value: str) -> None:
         """Change which rows of the result are listed, or their page."""
@@ -286,8 +286,8 @@ class EvaluatePage:
         removed = store.throw_away(self.home, name)
         if window.shared.evaluation == name:
             window.shared.evaluation = ""
-        told = leftovers.removed_notice(self.context, [removed], UNDO)
-        return {**self._draw(window), self.context.notice: told}
+        notice = leftovers.removed_notice(self.context, [removed], UNDO)
+        return {**self._draw(window), self.context.notice: notice}
 
     def _undo(self, window: Window, value: str) -> dict[Any, Any]:
         for key in leftovers.trash_keys(value):

@@ -24,7 +24,7 @@ Values = Mapping[str, Any]
 def result(t: Strings, f: Formats, saved: Saved) -> Html:
     """The verdict and the scores."""
     found = saved.result
-    said = [sentence(t, text) for text in found["verdict"]["sentences"]]
+    sentences = [sentence(t, text) for text in found["verdict"]["sentences"]]
     seconds = sum((found.get("seconds") or {}).values())
     facts = [
         found["adapter"] or found["model"],
@@ -36,8 +36,8 @@ def result(t: Strings, f: Formats, saved: Saved) -> Html:
     ]
     votable = "tuned" in saved.conditions()
     return parts.card(
-        h("p", said[0], class_=f"verdict {_mood(found)}", tabindex="-1", data_top=saved.name),
-        [h("p", text) for text in said[1:]],
+        h("p", sentences[0], class_=f"verdict {_mood(found)}", tabindex="-1", data_top=saved.name),
+        [h("p", text) for text in sentences[1:]],
         _scores(t, f, saved),
         h("p", t("evaluate.table_note"), class_="soft"),
         h("p", " · ".join(fact for fact in facts if fact), class_="soft"),
@@ -136,7 +136,7 @@ def rows(t: Strings, f: Formats, saved: Saved, which: Which, metric: Metric, pag
 
 def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
     row = saved.rows[number]
-    *before, (_, asked) = row.prompt
+    *before, (_, question) = row.prompt
     earlier = (
         h(
             "details",
@@ -157,16 +157,16 @@ def _row(t: Strings, f: Formats, saved: Saved, number: int) -> Html:
                 if answer.values.get(DEFAULT)
                 else parts.badge(t("evaluate.incorrect")),
             ),
-            said(t, answer.text),
+            answer_text(t, answer.text),
             h("small", _row_scores(t, f, saved, answer)),
             class_=f"eval-answer {name}",
         )
         for name, answer in row.answers.items()
     ]
-    expected = h("div", h("h4", t("evaluate.expected")), said(t, row.reference), class_="eval-answer wanted")
+    expected = h("div", h("h4", t("evaluate.expected")), answer_text(t, row.reference), class_="eval-answer wanted")
     return h(
         "article",
-        h("p", asked, class_="asked text"),
+        h("p", question, class_="asked text"),
         earlier,
         h("div", expected, answers, class_="answer-grid"),
         h(
@@ -195,7 +195,7 @@ def turns(t: Strings, earlier: Sequence[tuple[str, str]]) -> Html:
     )
 
 
-def said(t: Strings, text: str) -> Html:
+def answer_text(t: Strings, text: str) -> Html:
     """An answer's text; an empty one is marked as such."""
     return h("p", text, class_="text") if text.strip() else h("p", t("evaluate.empty_answer"), class_="soft")
 
@@ -250,9 +250,9 @@ def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> H
 KEYS: dict[Side, str] = {"a": "1", "b": "2", "tie": "0", "skip": "s"}
 
 
-def against(saved: Saved, wanted: object) -> Other:
+def against(saved: Saved, requested: object) -> Other:
     """The condition to compare with: the requested one if the evaluation has it, else the base."""
-    return "few_shot" if wanted == "few_shot" and "few_shot" in saved.conditions() else "base"
+    return "few_shot" if requested == "few_shot" and "few_shot" in saved.conditions() else "base"
 
 
 def vote(t: Strings, f: Formats, saved: Saved, ballot: Ballot, revealed: bool) -> Html:
@@ -293,12 +293,12 @@ def vote(t: Strings, f: Formats, saved: Saved, ballot: Ballot, revealed: bool) -
 
 
 def _pair(t: Strings, f: Formats, pair: Pair, number: int, total: int) -> Html:
-    *before, (_, asked) = pair.prompt
+    *before, (_, question) = pair.prompt
     answers = [
         h(
             "section",
             h("h2", t("evaluate.vote_answer", side=side.upper())),
-            said(t, text),
+            answer_text(t, text),
             _button(t, side, pair, kind="primary"),
             class_="card",
         )
@@ -311,7 +311,7 @@ def _pair(t: Strings, f: Formats, pair: Pair, number: int, total: int) -> Html:
         ),
         parts.card(
             h("details", h("summary", t("evaluate.earlier_turns")), turns(t, before)) if before else None,
-            h("p", asked, class_="asked text", tabindex="-1", data_top=f"vote {pair.row}"),
+            h("p", question, class_="asked text", tabindex="-1", data_top=f"vote {pair.row}"),
             title=t("evaluate.question"),
         ),
         h("div", answers, class_="pair"),

@@ -40,7 +40,7 @@ def chosen_adapter(window: Window, adapters: Rows) -> str:
     return str(newest["name"]) if newest else BASE
 
 
-def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
+def values_of(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
     """The request to the lookup process: see offers() in gui/lookups/worker.py."""
     adapter = chosen_adapter(window, adapters)
     return {"adapter": adapter, "model": chosen_model(context, window) if adapter == BASE else None}
@@ -48,7 +48,7 @@ def asked(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
 
 def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
     """Start the export that the form describes. Raises SpecError."""
-    form, question = window.state(ExportState).form, asked(context, window, adapters)
+    form, question = window.state(ExportState).form, values_of(context, window, adapters)
     target = chosen_target(form)
     offer = offers.targets[target.key]
     chosen = _chosen(form, target, offer)
@@ -62,7 +62,7 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
         chosen.key,
         form.folder,
         offers.name,
-        verification=form.gate,
+        verification=form.verify,
     )
 
 
@@ -118,7 +118,7 @@ def _choices(context: Context, window: Window, offers: Offers) -> list[Child]:
                 t, t("export.folder"), "set", "folder", form.folder, id="export-folder", pick="folder",
                 placeholder=str(job_export.folder_of(context.home)), help=_room(context, free),
             ),
-            fields.check(t("export.verify"), "set", "gate", form.gate, id="export-gate", help=t("export.verify_help")),
+            fields.check(t("export.verify"), "set", "verify", form.verify, id="export-verify", help=t("export.verify_help")),
             class_="field-grid wide",
         ),
         h(
@@ -159,9 +159,9 @@ def _targets(context: Context, chosen: Target, offers: Offers) -> Html:
 def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantOffer | None, free: int | None) -> Html:
     """The quantization types with their purpose and size; less common ones are collapsed."""
     t, now = context.t, chosen.key if chosen else ""
-    told = {quant.key: quant for quant in offer.quants}
-    boxes = [(quant.common, _quant_box(context, quant, told[quant.key], offer, free)) for quant in target.quants]
-    first, more = ([box for common, box in boxes if common is wanted] for wanted in (True, False))
+    offered = {quant.key: quant for quant in offer.quants}
+    boxes = [(quant.common, _quant_box(context, quant, offered[quant.key], offer, free)) for quant in target.quants]
+    first, more = ([box for common, box in boxes if common is common_first] for common_first in (True, False))
     label = view.quants_title(t, target)
     folded = None
     if more:
@@ -175,13 +175,15 @@ def _quants(context: Context, target: Target, offer: TargetOffer, chosen: QuantO
     return h("div", fields.options(label, "quant", first, now, class_="formats"), folded)
 
 
-def _quant_box(context: Context, quant: Quant, told: QuantOffer, offer: TargetOffer, free: int | None) -> fields.Option:
-    t, size = context.t, told.bytes
+def _quant_box(
+    context: Context, quant: Quant, offered: QuantOffer, offer: TargetOffer, free: int | None
+) -> fields.Option:
+    t, size = context.t, offered.bytes
     too_big = size is not None and free is not None and size >= free
     content = [
         h("strong", view.quant_title(t, quant)),
         parts.badge(t("export.recommended"), "good") if quant.key == offer.recommended else None,
-        h("span", sentence(t, told.reason) if told.reason else view.quant_summary(t, quant), class_="grow"),
+        h("span", sentence(t, offered.reason) if offered.reason else view.quant_summary(t, quant), class_="grow"),
         h("span", t("export.too_big"), class_="bad") if too_big else None,
         h("b", context.f.size(size) if size is not None else "", class_="size"),
     ]

@@ -69,7 +69,7 @@ class ExportPage:
 
     def _show(self, window: Window) -> dict[Any, Any]:
         """Redraw when the page comes into view: models may have been added or removed."""
-        self.offers.ask(again=True, **exportform.asked(self.context, window, self.library.listing()))
+        self.offers.ask(again=True, **exportform.values_of(self.context, window, self.library.listing()))
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
@@ -80,12 +80,12 @@ class ExportPage:
         working = [found for found in known if jobview.active(found.state())]
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
-        answer = self.offers.ask(**exportform.asked(self.context, window, adapters)) if not nothing else None
-        begun = window.state(ExportState).shown
-        own = [found for found in ended if found.name == begun]
-        others = [found for found in ended if found.name != begun]
+        answer = self.offers.ask(**exportform.values_of(self.context, window, adapters)) if not nothing else None
+        started = window.state(ExportState).shown
+        own = [found for found in ended if found.name == started]
+        others = [found for found in ended if found.name != started]
         # A newly started export scrolls to its top (app.js: data-top).
-        top = h("span", tabindex="-1", data_top=begun)
+        top = h("span", tabindex="-1", data_top=started)
         drawn = {
             self.head: parts.header(t("export.title"), t("export.lead")),
             self.form: exportform.card(self.context, window, adapters, answer) if answer else self._empty(),
@@ -129,8 +129,8 @@ class ExportPage:
                 target = exportform.chosen_target(state.form).key
                 state.form = replace(state.form, formats={**state.form.formats, target: value})
             case "set":
-                if data.get("key") == "gate":
-                    state.form = replace(state.form, gate=value == "true")
+                if data.get("key") == "verify":
+                    state.form = replace(state.form, verify=value == "true")
                 else:
                     state.form = replace(state.form, folder=value.strip())
             case "start":
@@ -151,8 +151,8 @@ class ExportPage:
 
     def _start(self, window: Window) -> None:
         adapters = self.library.listing()
-        answer = self.offers.ask(**exportform.asked(self.context, window, adapters))
+        answer = self.offers.ask(**exportform.values_of(self.context, window, adapters))
         if answer.value is None:
             raise SpecError(as_message(self.t("export.checking")))
-        begun = exportform.begin(self.context, window, adapters, Offers.from_json(answer.value))
-        window.state(ExportState).shown = begun.name
+        started = exportform.begin(self.context, window, adapters, Offers.from_json(answer.value))
+        window.state(ExportState).shown = started.name

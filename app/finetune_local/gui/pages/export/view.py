@@ -101,8 +101,8 @@ def _checks(t: Strings, f: Formats, verification: Mapping[str, Any]) -> Html:
     if verification.get("passed") is None:
         return h("p", sentence(t, verification.get("reason") or ""), class_="hint warn text")
     if verification.get("tensors"):
-        told = [t("export.check_adapter", n=f.number(verification["tensors"]))]
-        return h("div", h("h3", t("export.verification_passed")), _list(told))
+        results = [t("export.check_adapter", n=f.number(verification["tensors"]))]
+        return h("div", h("h3", t("export.verification_passed")), _list(results))
     against = t(
         "export.check_against",
         backend=verification["backend"],
@@ -112,8 +112,8 @@ def _checks(t: Strings, f: Formats, verification: Mapping[str, Any]) -> Html:
     receivers = verification.get("receivers") or [
         {**verification, "name": ""}
     ]  # exports written before these were distinguished
-    told = [_receiver(t, f, verification, receiver) for receiver in receivers]
-    return h("div", h("h3", t("export.verification_passed")), told, h("p", against, class_="soft"))
+    results = [_receiver(t, f, verification, receiver) for receiver in receivers]
+    return h("div", h("h3", t("export.verification_passed")), results, h("p", against, class_="soft"))
 
 
 def _receiver(t: Strings, f: Formats, verification: Mapping[str, Any], receiver: Mapping[str, Any]) -> Html:
@@ -128,17 +128,17 @@ def _receiver(t: Strings, f: Formats, verification: Mapping[str, Any], receiver:
     if passed is None:
         return h("div", head, why, data_receiver=name)
     prompts, chats, costs = f.number(receiver.get("prompts") or verification["prompts"]), receiver.get("chats"), None
-    told = [t("export.check_ids", n=prompts), t("export.check_stops")]
+    results = [t("export.check_ids", n=prompts), t("export.check_stops")]
     if chats:
-        told.insert(1, t("export.check_chats", n=f.number(chats)))
+        results.insert(1, t("export.check_chats", n=f.number(chats)))
     ties = receiver.get("near_ties") or []
     if verification.get("tie_tolerance") is None:
         costs = h("li", t("export.check_wording"), class_="cost")
     else:
-        told.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
+        results.append(t("export.check_text", equal=f.number(receiver["equal_texts"]), n=prompts))
         if ties:
-            told.append(t("export.check_ties", n=f.number(len(ties))))
-    told.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{verification['kl_limit']:g}"))
+            results.append(t("export.check_ties", n=f.number(len(ties))))
+    results.append(t("export.check_kl", kl=f"{receiver['kl_mean']:.2g}", limit=f"{verification['kl_limit']:g}"))
     notes = [h("p", sentence(t, note), class_="hint text") for note in receiver.get("notes") or []]
     near = (
         h(
@@ -149,20 +149,20 @@ def _receiver(t: Strings, f: Formats, verification: Mapping[str, Any], receiver:
         if ties
         else None
     )
-    return h("div", head, why, _list(told, costs), near, notes, data_receiver=receiver["name"])
+    return h("div", head, why, _list(results, costs), near, notes, data_receiver=receiver["name"])
 
 
-def _list(told: Sequence[str], more: Html | None = None) -> Html:
-    return h("ul", [h("li", text) for text in told], more, class_="checks")
+def _list(texts: Sequence[str], more: Html | None = None) -> Html:
+    return h("ul", [h("li", text) for text in texts], more, class_="checks")
 
 
 def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
     """The commands that use an export in other programs."""
-    typed, told = [], []
+    typed, steps = [], []
     for command in target.commands(out, files):
         title = command_title(t, command)
         if not command.text:
-            told.append(h("p", title, class_="soft"))
+            steps.append(h("p", title, class_="soft"))
             continue
         typed.append(
             h(
@@ -173,7 +173,7 @@ def _use(t: Strings, target: Target, out: Path, files: Sequence[Path]) -> Html:
                 class_="command",
             )
         )
-    return h("div", h("h3", t("export.use")), typed, told) if typed or told else Html("")
+    return h("div", h("h3", t("export.use")), typed, steps) if typed or steps else Html("")
 
 
 def target_title(t: Strings, target: Target) -> str:

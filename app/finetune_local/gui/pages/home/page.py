@@ -79,24 +79,24 @@ def _recent(context: Context) -> Html:
     t, f = context.t, context.f
     rows = []
     for run in runs.every(context.home)[:RECENT]:
-        told = facts.facts_of(run)
+        row = facts.facts_of(run)
         rows.append(
             h(
                 "li",
                 h(
                     "button",
-                    h("strong", told.run),
-                    status_of(t, told),
-                    h("span", f"{told.method or ''} · {told.model or ''}", class_="soft grow"),
+                    h("strong", row.run),
+                    status_of(t, row),
+                    h("span", f"{row.method or ''} · {row.model or ''}", class_="soft grow"),
                     h(
                         "span",
-                        f.loss(told.last_loss) if told.last_loss is not None else "",
+                        f.loss(row.last_loss) if row.last_loss is not None else "",
                         class_="soft",
                     ),
-                    h("span", f.moment(told.changed_time), class_="soft"),
+                    h("span", f.moment(row.changed_time), class_="soft"),
                     type="button",
                     data_do="run",
-                    data_value=told.run,
+                    data_value=row.run,
                 ),
             )
         )

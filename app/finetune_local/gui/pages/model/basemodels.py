@@ -92,7 +92,7 @@ class BaseModels:
 
     def refresh(self) -> None:
         """Search the home folder immediately, to see a model just added or removed, and everything else in the thread."""
-        self._tell(Look(tuple(installed_models(self._home)), self.now.elsewhere, self.now.missing, self.now.fits))
+        self._publish(Look(tuple(installed_models(self._home)), self.now.elsewhere, self.now.missing, self.now.fits))
         self.look()
 
     def _work(self) -> None:
@@ -111,17 +111,17 @@ class BaseModels:
     def _look(self) -> None:
         device = self.device()
         here = tuple(installed_models(self._home))
-        self._tell(Look(here, self.now.elsewhere, self.now.missing, self.now.fits))
+        self._publish(Look(here, self.now.elsewhere, self.now.missing, self.now.fits))
         there, missing = tuple(elsewhere()), tuple(place for place in model_folders() if not place.is_dir())
-        self._tell(Look(here, there, missing, self.now.fits))
+        self._publish(Look(here, there, missing, self.now.fits))
         self.looked = True
-        told = {} if device != self.looked_on else dict(self.now.fits)
+        fits = {} if device != self.looked_on else dict(self.now.fits)
         self.looked_on = device
         for name, found in self._fits((*here, *there), device):
-            told[name] = found
-            self._tell(Look(here, there, missing, dict(told)))
+            fits[name] = found
+            self._publish(Look(here, there, missing, dict(fits)))
 
-    def _tell(self, look: Look) -> None:
+    def _publish(self, look: Look) -> None:
         self.now = look
         self.version += 1
 

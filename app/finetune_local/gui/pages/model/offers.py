@@ -208,7 +208,7 @@ def badges(t: Strings, f: Formats, found: Sequence[Fit], device: Device, key: st
 def reason(t: Strings, f: Formats, fit: Fit) -> Html:
     """The memory that a method needs, by part, and the memory available."""
     needs = fit.needs
-    told = t(
+    text = t(
         "model.reason_checkpointing" if fit.checkpointing else "model.reason",
         total=f.size(needs.total),
         weights=f.size(needs.weights),
@@ -219,7 +219,7 @@ def reason(t: Strings, f: Formats, fit: Fit) -> Html:
         there=f.size(fit.memory_bytes),
     )
     name = t("model.way", method=method_title(t, fit.method), precision=fit.precision)
-    return h("div", h("strong", name), " ", parts.badge(verdict(t, fit), KINDS[fit.verdict]), h("div", told))
+    return h("div", h("strong", name), " ", parts.badge(verdict(t, fit), KINDS[fit.verdict]), h("div", text))
 
 
 def on_what(t: Strings, f: Formats, device: Device) -> str:

@@ -94,7 +94,7 @@ class ModelPage:
         context.on_tick("model", self._tick, self.all)
         context.on_tick(None, self._settle, [])
         for trigger in (self.add.click, self.path.submit):
-            context.on(trigger, self._bring, [self.path, self.copy], [*self.all, self.path])
+            context.on(trigger, self._add_own, [self.path, self.copy], [*self.all, self.path])
         for trigger in (self.ask.click, self.words.submit):
             context.on(trigger, self._search, self.words, self.results)
         for view in self.all:
@@ -227,9 +227,9 @@ class ModelPage:
             case "refresh":
                 self.models.look()
             case "download":
-                self._begun(window, job_download.start(value, self.home))
+                self._started(window, job_download.start(value, self.home))
             case "resume":
-                self._begun(window, job_download.resume(value, self.home))
+                self._started(window, job_download.resume(value, self.home))
             case "pause":
                 job_download.pause(value, self.home)
             case "cancel":
@@ -242,10 +242,10 @@ class ModelPage:
                 self._forget(value)
         return {**self._draw(window), self.results: self._found(window)}
 
-    def _begun(self, window: Window, begun: Job) -> None:
+    def _started(self, window: Window, job: Job) -> None:
         """Note a download that this window started: its model is selected once it is installed."""
         state = window.state(ModelState)
-        state.waiting = tuple(dict.fromkeys((*state.waiting, begun.name)))
+        state.waiting = tuple(dict.fromkeys((*state.waiting, job.name)))
 
     def _settle(self, window: Window) -> None:
         """Select the model of each finished download that this window started."""
@@ -273,19 +273,19 @@ class ModelPage:
         self.context.preferences = preferences.load()
         self.models.look()
 
-    def _bring(self, window: Window, path: str, copy: bool) -> dict[Any, Any]:
-        brought = job_download.add(path, self.home, copy=copy)
-        told: dict[Any, Any] = {}
-        if isinstance(brought, Job):
-            self._begun(window, brought)
+    def _add_own(self, window: Window, path: str, copy: bool) -> dict[Any, Any]:
+        added = job_download.add(path, self.home, copy=copy)
+        updates: dict[Any, Any] = {}
+        if isinstance(added, Job):
+            self._started(window, added)
         else:
             self.context.preferences = preferences.load()
-            good = [found for found in brought if not found.problem]
+            good = [found for found in added if not found.problem]
             if len(good) == 1 and good[0].kind == "folder":
                 window.shared.model = good[0].use
             self.models.look()
-            told[self.context.notice] = parts.success_notice(self.t, self.t("model.added", n=len(good)))
-        return {**self._draw(window), **told, self.path: ""}
+            updates[self.context.notice] = parts.success_notice(self.t, self.t("model.added", n=len(good)))
+        return {**self._draw(window), **updates, self.path: ""}
 
     def _search(self, window: Window, words: str) -> Iterator[dict[Any, Any]]:
         words = " ".join(words.split())

@@ -27,14 +27,14 @@ class HereViews:
         t = self.t
         found, known = self.models.now.find(chosen), entry(chosen)
         get: Child = None
-        told: Child
+        description: Child
         if found is not None:
             state = parts.badge(t("model.damaged"), "bad") if found.problem else parts.badge(t("model.here"), "good")
-            told, key = self._facts(found), str(found.path)
+            description, key = self._facts(found), str(found.path)
         elif known is not None:
             what = known.hub or known.name
             state, key = parts.badge(t("model.not_here"), "warn"), known.name
-            told = " · ".join(
+            description = " · ".join(
                 [
                     self.f.parameters(known.parameters),
                     t("model.context", n=self.f.number(known.context_length)),
@@ -45,12 +45,12 @@ class HereViews:
         else:
             looking = not self.models.looked
             state = parts.badge(t("common.working")) if looking else parts.badge(t("model.missing"), "bad")
-            told, key = t("model.looking" if looking else "model.gone"), ""
+            description, key = t("model.looking" if looking else "model.gone"), ""
         box = h(
             "section",
             h("p", t("model.chosen"), class_="soft over"),
             h("div", h("h2", _name(found) if found else chosen), state, h("span", class_="grow"), get, class_="row"),
-            h("p", told, class_="soft"),
+            h("p", description, class_="soft"),
             h("p", sentence(t, found.problem), class_="hint bad text") if found and found.problem else None,
             self._fits(key, "chosen"),
             class_="card chosen-model",
@@ -87,11 +87,11 @@ class HereViews:
     def _folder(self, place: Path, missing: bool) -> Html:
         """One of the user's model folders."""
         t = self.t
-        told = t("model.folder_missing" if missing else "model.folder", folder=str(place))
+        text = t("model.folder_missing" if missing else "model.folder", folder=str(place))
         label, sure = t("model.forget"), t("model.forget_sure", folder=str(place))
         title = t("model.named", label=label, name=str(place))
         forget = parts.button(label, "forget", str(place), kind="small quiet", confirm=sure, title=title)
-        return h("div", h("span", told), forget, class_=f"hint row between {'warn' if missing else ''}".strip())
+        return h("div", h("span", text), forget, class_=f"hint row between {'warn' if missing else ''}".strip())
 
     def details(self, facts: dict[str, Any]) -> Html:
         """Everything that `models info` prints."""
@@ -161,7 +161,7 @@ class HereViews:
         """Size, architecture, licence and location, in one line."""
         t, f = self.t, self.f
         place = t.get(f"model.place_{found.place.replace(' ', '_').lower()}") or found.place
-        told = [
+        facts = [
             f.parameters(found.parameters) if found.parameters else "",
             found.family,
             f.size(found.bytes),
@@ -169,7 +169,7 @@ class HereViews:
             found.source if found.source != found.use else "",
             place,
         ]
-        return " · ".join(part for part in told if part)
+        return " · ".join(part for part in facts if part)
 
     def _fits(self, key: str, keep: str) -> Html | None:
         fits = self.models.now.fits.get(key)

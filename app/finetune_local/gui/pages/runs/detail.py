@@ -133,10 +133,10 @@ def _facts(context: Context, watched: Watch, row: RunFacts) -> Html:
 def _settings(context: Context, run: Run) -> Html:
     t = context.t
     try:
-        tables, asked = tables_of(run), settings_of(run)
+        tables, explicit = tables_of(run), settings_of(run)
     except FinetuneError as error:
         return parts.card(h("p", sentence(t, message_of(error)), class_="hint bad"), title=t("runs.settings"))
-    own = {**asked.rest, **{f"data.{key}": value for key, value in asked.data.items() if key != "files"}}
+    own = {**explicit.rest, **{f"data.{key}": value for key, value in explicit.data.items() if key != "files"}}
     given = [(controls.label_of(t, path), controls.value_text(t, value)) for path, value in own.items()]
     every = [
         (controls.label_of(t, path), controls.value_text(t, value))

@@ -130,18 +130,18 @@ class SettingsPage:
     def _change(self, _window: Window, name: str, value: Any) -> dict[Any, Any]:
         field = self.fields[name]
         given = controls.setting_value(field, value)
-        wanted = field.default if given is None else given
-        if name == "home" and wanted and not located(str(wanted)).is_dir():
-            raise SpecError(msg("{folder}: folder not found. Create it first, or choose another.", folder=wanted))
-        if wanted == getattr(self.context.preferences, name):
+        new = field.default if given is None else given
+        if name == "home" and new and not located(str(new)).is_dir():
+            raise SpecError(msg("{folder}: folder not found. Create it first, or choose another.", folder=new))
+        if new == getattr(self.context.preferences, name):
             return {}
-        self.context.prefer(**{name: wanted})
-        told: dict[Any, Any] = {self.drives: self._drives()}
+        self.context.prefer(**{name: new})
+        updates: dict[Any, Any] = {self.drives: self._drives()}
         if name == "home":
-            told[self.context.notice] = parts.notice(
+            updates[self.context.notice] = parts.notice(
                 self.t, "note", self.t("settings_page.home_changed"), self.t("settings_page.home_changed_text")
             )
-        return told
+        return updates
 
     def _keep_token(self, _window: Window, token: str) -> dict[Any, Any]:
         if not token.strip():

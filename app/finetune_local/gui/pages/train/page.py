@@ -136,8 +136,8 @@ class TrainPage:
     def _settings(self, window: Window) -> dict[Any, Any]:
         """The settings of a run."""
         key = setup.method_key(window)
-        told = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
-        updates = self.form.updates(window.shared.form, key, told.automatic)
+        forecast = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
+        updates = self.form.updates(window.shared.form, key, forecast.automatic)
         return {
             self.head: self._setup_head(),
             **self._setup_views(window),
@@ -212,8 +212,8 @@ class TrainPage:
             window.shared.method = value
         else:
             window.shared.goal = value
-        told = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
-        updates = self.form.updates(window.shared.form, setup.method_key(window), told.automatic)
+        forecast = self.outlook.of(setup.tables_of(self.context, window), window.shared.data_facts)
+        updates = self.form.updates(window.shared.form, setup.method_key(window), forecast.automatic)
         shown = self._setup_views(window)
         shown.pop(self.subject)
         return {**shown, **dict(zip(self.form.listed(), updates, strict=True))}
@@ -222,12 +222,12 @@ class TrainPage:
         key = setup.method_key(window)
         window.shared.form, window.shared.run_name = self.form.read(values, key), name.strip()
         context, data = self.context, window.shared.data_facts
-        told = self.outlook.of(setup.tables_of(context, window), data)
+        forecast = self.outlook.of(setup.tables_of(context, window), data)
         by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
-        placeholders = self.form.placeholders(window.shared.form, key, told.automatic)
+        placeholders = self.form.placeholders(window.shared.form, key, forecast.automatic)
         return {
             self.goals: setup.goal_cards(context, window, by_goal),
-            self.summary: setup.summary(context, told, self._missing(window)),
+            self.summary: setup.summary(context, forecast, self._missing(window)),
             **dict(zip(self.form.listed(), placeholders, strict=True)),
         }
 
@@ -298,7 +298,7 @@ class TrainPage:
 
 def _head(context: Context, run: Watch, status: Status) -> Html:
     t, spec = context.t, run.started
-    told = f"{spec.backend} · {spec.device} · {spec.precision}" if spec else ""
+    description = f"{spec.backend} · {spec.device} · {spec.precision}" if spec else ""
     buttons = []
     if status is Status.RUNNING:
         stopping = run.run.stop_file.exists()
@@ -322,7 +322,7 @@ def _head(context: Context, run: Watch, status: Status) -> Html:
             ]
             buttons.append(parts.button(t("train.export"), "go", "export"))
     buttons.append(parts.button(t("train.new"), "new", kind="quiet"))
-    return parts.header(run.run.name, told, runview.status_badge(t, status), *buttons)
+    return parts.header(run.run.name, description, runview.status_badge(t, status), *buttons)
 
 
 def _remedies(context: Context, run: Watch, status: Status) -> Html:

@@ -102,7 +102,7 @@ def subject(context: Context, window: Window) -> Html:
     )
 
 
-def method_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
+def method_cards(context: Context, window: Window, forecasts: Mapping[str, Forecast]) -> Html:
     """A card for each method: a summary, estimated memory and time."""
     key = method_key(window)
     first = [preset.key for preset in recommended()]
@@ -112,7 +112,7 @@ def method_cards(context: Context, window: Window, told: Mapping[str, Forecast])
     return parts.card(
         h(
             "div",
-            [_card(context, name, name == key, told.get(name)) for name in first],
+            [_card(context, name, name == key, forecasts.get(name)) for name in first],
             class_="methods",
             role="radiogroup",
             aria_label=t("train.method"),
@@ -122,7 +122,7 @@ def method_cards(context: Context, window: Window, told: Mapping[str, Forecast])
             h("summary", t("train.more_methods", n=len(rest))),
             h(
                 "div",
-                [_card(context, name, False, told.get(name)) for name in rest],
+                [_card(context, name, False, forecasts.get(name)) for name in rest],
                 class_="methods",
                 role="radiogroup",
                 aria_label=t("train.method"),
@@ -133,17 +133,17 @@ def method_cards(context: Context, window: Window, told: Mapping[str, Forecast])
     )
 
 
-def _card(context: Context, key: str, chosen: bool, told: Forecast | None) -> Html:
+def _card(context: Context, key: str, chosen: bool, forecast: Forecast | None) -> Html:
     t, found = context.t, presets()[key]
     lacking = backends_without(key)
     figures: list[Any] = []
-    if told is not None and told.problems:
-        figures = [parts.badge(t("train.not_available"), "bad"), h("small", sentence(t, told.problems[0]))]
-    elif told is not None and told.memory is not None:
+    if forecast is not None and forecast.problems:
+        figures = [parts.badge(t("train.not_available"), "bad"), h("small", sentence(t, forecast.problems[0]))]
+    elif forecast is not None and forecast.memory is not None:
         figures = [
-            verdict_badge(context, told),
-            h("small", t("train.card_memory", size=context.f.size(told.memory.total))),
-            h("small", t("train.card_time", span=context.f.about(told.seconds))) if told.seconds else None,
+            verdict_badge(context, forecast),
+            h("small", t("train.card_memory", size=context.f.size(forecast.memory.total))),
+            h("small", t("train.card_time", span=context.f.about(forecast.seconds))) if forecast.seconds else None,
         ]
     if lacking:
         figures.append(h("small", t("train.not_on", backends=", ".join(lacking))))
@@ -161,12 +161,12 @@ def _card(context: Context, key: str, chosen: bool, told: Forecast | None) -> Ht
     )
 
 
-def goal_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -> Html:
+def goal_cards(context: Context, window: Window, forecasts: Mapping[str, Forecast]) -> Html:
     """A card for each goal, with its steps and time."""
     t, f, goal = context.t, context.f, goal_of(window)
     shown = []
     for name in GOALS:
-        found = told.get(name)
+        found = forecasts.get(name)
         figures = ""
         if found is not None and found.steps:
             figures = t("train.goal_steps", n=f.number(found.steps))
@@ -191,33 +191,33 @@ def goal_cards(context: Context, window: Window, told: Mapping[str, Forecast]) -
     )
 
 
-def summary(context: Context, told: Forecast, missing: list[str]) -> Html:
+def summary(context: Context, forecast: Forecast, missing: list[str]) -> Html:
     """Problems of the settings, or the forecast."""
     t = context.t
-    problems = [*missing, *(sentence(t, text) for text in told.problems)]
+    problems = [*missing, *(sentence(t, text) for text in forecast.problems)]
     warn = (
         t("train.too_big_text")
-        if told.verdict == "too big"
+        if forecast.verdict == "too big"
         else t("train.tight_text")
-        if told.verdict == "tight"
+        if forecast.verdict == "tight"
         else ""
     )
     return parts.card(
         h("div", h("ul", [h("li", text) for text in problems]), class_="hint bad", role="alert") if problems else None,
         h("div", warn, class_="hint warn") if warn and not problems else None,
-        [h("div", sentence(t, note.text), class_="hint") for note in told.notes if note.replaced is not None],
-        panel(context, told) if not problems else None,
-        h("style", _marks(told)) if told.problems else None,
+        [h("div", sentence(t, note.text), class_="hint") for note in forecast.notes if note.replaced is not None],
+        panel(context, forecast) if not problems else None,
+        h("style", _marks(forecast)) if forecast.problems else None,
         title=t("train.expect"),
     )
 
 
-def _marks(told: Forecast) -> Html:
+def _marks(forecast: Forecast) -> Html:
     """A red border around the fields that the problems name."""
     named = [
         path
         for path in forms.fields()
-        if any(f"'{path.rpartition('.')[2]}'" in text or f"'{path}'" in text for text in told.problems)
+        if any(f"'{path.rpartition('.')[2]}'" in text or f"'{path}'" in text for text in forecast.problems)
     ]
     chosen = ",".join(f"#{element_id(path)} input,#{element_id(path)} textarea" for path in named) or ".none"
     return Html(chosen + "{border-color:var(--ftl-bad)!important;box-shadow:0 0 0 1px var(--ftl-bad)!important}")
@@ -248,19 +248,17 @@ class Outlook:
         """The forecast of a run's tables, cached until a run or a model is added or removed."""
         home = self._context.home
         stamp = [home.runs.stat().st_mtime, home.models.stat().st_mtime, id(self._context.machine.facts)]
-        asked = json.dumps(
-            [{k: v for k, v in tables.items() if k != "name"}, data and vars(data), stamp], sort_keys=True
-        )
-        if asked not in self._known:
+        key = json.dumps([{k: v for k, v in tables.items() if k != "name"}, data and vars(data), stamp], sort_keys=True)
+        if key not in self._known:
             while len(self._known) > REMEMBERED:
                 self._known.pop(next(iter(self._known)), None)
-            self._known[asked] = self._of(tables, data)
-        return self._known[asked]
+            self._known[key] = self._of(tables, data)
+        return self._known[key]
 
     def _of(self, tables: Mapping[str, Any], data: DataFacts | None) -> Forecast:
         machine = self._context.machine
-        backend, wanted = str(tables.get("backend") or "auto"), tables.get("device")
-        device = machine.device(backend, str(wanted) if wanted else None)
+        backend, requested = str(tables.get("backend") or "auto"), tables.get("device")
+        device = machine.device(backend, str(requested) if requested else None)
         return forecast(tables, device, self._model, data, self._pace(), machine.backend)
 
     def _model(self, spec: RunSpec) -> ModelFolder | None:
@@ -272,7 +270,7 @@ class Outlook:
         return model.stretched(spec.model.rope_factor)
 
     def _pace(self) -> Any:
-        before = [found for told in self._recent() if (found := work_of_run(told, self._parameters)) is not None]
+        before = [found for done in self._recent() if (found := work_of_run(done, self._parameters)) is not None]
         flops = self._context.machine.facts.get("flops")
 
         def expect(work: Work, fast_bf16: bool) -> Pace:
@@ -287,14 +285,14 @@ class Outlook:
         if time.monotonic() - when < RECENT_SECONDS:
             return known
         found = [facts.facts_of(run) for run in runs.every(self._context.home)[:RECENT]]
-        for told in found:
-            name = told.model or ""
+        for done in found:
+            name = done.model or ""
             if name and name not in self._parameters:
                 try:
                     self._parameters[name] = opened(name, self._context).parameters
                 except ModelError:
                     continue
-        usable = [told for told in found if told.model in self._parameters]
+        usable = [done for done in found if done.model in self._parameters]
         self._before = (time.monotonic(), usable)
         return usable
 
@@ -309,45 +307,45 @@ def opened(name: str, context: Context) -> ModelFolder:
     return _opened[name, stamp]
 
 
-def verdict_badge(context: Context, told: Forecast) -> Html | None:
+def verdict_badge(context: Context, forecast: Forecast) -> Html | None:
     """A badge: fits, tight or too big."""
-    if not told.verdict:
+    if not forecast.verdict:
         return None
-    kind = {"fits": "good", "tight": "warn", "too big": "bad"}[told.verdict]
-    return parts.badge(context.t(f"train.verdict_{told.verdict.replace(' ', '_')}"), kind)
+    kind = {"fits": "good", "tight": "warn", "too big": "bad"}[forecast.verdict]
+    return parts.badge(context.t(f"train.verdict_{forecast.verdict.replace(' ', '_')}"), kind)
 
 
-def memory_text(context: Context, told: Forecast) -> str:
+def memory_text(context: Context, forecast: Forecast) -> str:
     """Memory needed of memory available."""
-    if told.memory is None:
+    if forecast.memory is None:
         return context.t("train.memory_unknown")
-    there = told.device.memory_bytes if told.device else None
-    return context.t("train.memory_of", needed=context.f.size(told.memory.total), there=context.f.size(there))
+    there = forecast.device.memory_bytes if forecast.device else None
+    return context.t("train.memory_of", needed=context.f.size(forecast.memory.total), there=context.f.size(there))
 
 
-def time_text(context: Context, told: Forecast) -> str:
+def time_text(context: Context, forecast: Forecast) -> str:
     """The estimated time, and what the estimate is based on."""
-    if told.seconds is None or told.pace is None:
+    if forecast.seconds is None or forecast.pace is None:
         return context.t("train.time_unknown")
-    span = context.f.about(told.seconds)
-    return context.t(f"train.time_{told.pace.basis}", span=span, run=told.pace.run)
+    span = context.f.about(forecast.seconds)
+    return context.t(f"train.time_{forecast.pace.basis}", span=span, run=forecast.pace.run)
 
 
-def panel(context: Context, told: Forecast) -> Html:
+def panel(context: Context, forecast: Forecast) -> Html:
     """The forecast beside the start button."""
     t, f = context.t, context.f
-    memory = told.memory
+    memory = forecast.memory
     shares = []
-    if memory is not None and told.device is not None:
+    if memory is not None and forecast.device is not None:
         for name in ("weights", "trainable", "optimizer", "activations", "runtime"):
-            share = getattr(memory, name) / max(memory.total, told.device.memory_bytes)
+            share = getattr(memory, name) / max(memory.total, forecast.device.memory_bytes)
             shares.append(
                 h("i", class_=f"part {name}", style=f"width:{100 * share:.2f}%", title=t(f"train.part_{name}"))
             )
     pairs = [
-        (t("train.memory"), [memory_text(context, told), " ", verdict_badge(context, told) or ""]),
-        (t("train.time"), time_text(context, told)),
-        (t("train.steps"), f.number(told.steps) if told.steps else None),
-        (t("train.trainable"), f.parameters(told.trainable) if told.trainable is not None else None),
+        (t("train.memory"), [memory_text(context, forecast), " ", verdict_badge(context, forecast) or ""]),
+        (t("train.time"), time_text(context, forecast)),
+        (t("train.steps"), f.number(forecast.steps) if forecast.steps else None),
+        (t("train.trainable"), f.parameters(forecast.trainable) if forecast.trainable is not None else None),
     ]
     return h("div", parts.facts(pairs), h("div", shares, class_="memory-bar", aria_hidden="true") if shares else None)
