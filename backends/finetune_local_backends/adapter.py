@@ -4,9 +4,9 @@ A tuner's file in a backend's `tuners/` has one function:
 
     def attach(base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Adapter
 
-It makes an adapter, inactive, from the tensors of the tuner's `shapes(plan)`. It reads each tensor once, since a mapping may
-make tensors as they are read, and finds every module before it wraps the first. Raises ModelError where the base has no module
-for a target.
+It returns an inactive adapter made of the tensors of the tuner's `shapes(plan)`. It reads each tensor only once, since a mapping may
+compute tensors on access, and looks up every module before it wraps the first. Raises ModelError if the base has no module for a
+target.
 """
 
 from __future__ import annotations
@@ -42,36 +42,36 @@ class Adapter(ABC, Generic[Array]):
 
     @abstractmethod
     def tensors(self) -> dict[str, Floats]:
-        """Everything that goes to disk, fp32."""
+        """All tensors as they are saved, fp32."""
 
     @abstractmethod
     def deactivate(self) -> None:
-        """Make the base compute exactly as before activate()."""
+        """Restore the base's behaviour exactly as before activate()."""
 
     def detach(self) -> None:
-        """Leave the base as if the adapter had never been attached. Called while it is inactive."""
+        """Restore the base as if the adapter had never been attached. Called while it is inactive."""
 
     def after_step(self) -> None:
-        """Bring up to date what is derived from the parameters. Called after they changed."""
+        """Recompute what is derived from the parameters. Called after they have changed."""
 
 
 class Place(Protocol):
-    """Where a module lies in its parent."""
+    """The place of a module in its parent."""
 
     def get(self) -> Any:
-        """The module there."""
+        """The module at this place."""
         ...
 
     def put(self, value: Any) -> None:
-        """Put another module there."""
+        """Replace the module at this place."""
         ...
 
 
 class ActiveLayers(Generic[Layer]):
     """The adapter layers of one wrapped module.
 
-    `layer` is what computes now: None for the bare module, a layer itself where it alone is active with weight 1, else the
-    layer that `total` makes of several with their weights. Multi-adapter training sets it while a step computes.
+    `layer` is the one in use: None for the bare module, a layer itself if it alone is active with weight 1, otherwise the sum
+    that `total` makes of several with their weights. Multi-adapter training replaces it during a step.
     """
 
     def __init__(self, total: Callable[[Sequence[tuple[Layer, float]]], Layer]) -> None:
@@ -81,7 +81,7 @@ class ActiveLayers(Generic[Layer]):
         self._active: list[tuple[Layer, float]] = []
 
     def add(self, layer: Layer, weight: float) -> None:
-        """Activate an attached layer beside those that are active."""
+        """Activate an attached layer in addition to the active ones."""
         self._active.append((layer, weight))
         self._choose()
 
@@ -96,13 +96,13 @@ class ActiveLayers(Generic[Layer]):
 
 
 class LayeredAdapter(Adapter[Array], Generic[Array, Layer]):
-    """An adapter that is made of layers, each at one module of the base, which is wrapped for it."""
+    """An adapter that consists of layers, each at one wrapped module of the base."""
 
     wrapper: type[Any]
-    """The backend's WrappedModule: made of a module `base`, with ActiveLayers as `layers`."""
+    """The backend's WrappedModule, constructed from a module `base`; its `layers` are ActiveLayers."""
 
     def __init__(self, parameters: dict[str, Array], layers: Sequence[tuple[Place, Layer]]) -> None:
-        """`layers` with the places of the modules they go to, one layer for a place."""
+        """`layers` are pairs of a module's place and its layer, one layer per place."""
         self.parameters = parameters
         self.wrapped: list[tuple[Any, Layer]] = []
         self._places = [place for place, _ in layers]
@@ -136,7 +136,7 @@ class LayeredAdapter(Adapter[Array], Generic[Array, Layer]):
 
 
 def check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Floats]) -> None:
-    """Raise AdapterError where names or shapes are not those of the plan."""
+    """Raise AdapterError if names or shapes differ from the plan's."""
     if wrong := sorted(set(tensors) ^ set(shapes)):
         state = msg("missing") if wrong[0] in shapes else msg("not expected")
         raise AdapterError(
@@ -160,6 +160,6 @@ def check_tensors(shapes: Mapping[str, tuple[int, ...]], tensors: Mapping[str, F
 
 
 def shared_with(name: str, names: Collection[str], tensors: Mapping[str, Floats]) -> list[str]:
-    """The other names under which an adapter has the same array of a table."""
+    """The other names of the same array, if it is an embedding and a head at once."""
     tables = [other for other in names if kind_of(other.removeprefix(PREFIX)) in ("embeddings", "heads")]
     return [other for other in tables if name in tables and other != name and tensors[other] is tensors[name]]

@@ -1,4 +1,4 @@
-"""The adapters in memory beside a base: their names, their plans, and which of them are active."""
+"""The adapters attached to a base: their names, their plans, and which of them are active."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
             check_tensors({VALUE_HEAD: (1, hidden)}, {VALUE_HEAD: head})
         elif value_head:
             head = initial_value_head(seed, hidden)
-        self.activate(None)  # what is derived from the base must see the base
+        self.activate(None)  # values derived from the base must be computed from the bare base
         with self._guard(msg("attach the adapter '{name}'", name=name)):
             source = Source(self.weight, ids, self._embedding_scale, stored)
             given = tuner.initial(plan, seed, source) if tensors is None else tensors
@@ -93,7 +93,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
 
     @contextmanager
     def using(self, adapters: str | Mapping[str, float] | None) -> Iterator[None]:
-        """Compute with other adapters for a while."""
+        """Within this context other adapters are active."""
         before = dict(self._active)
         self.activate(adapters)
         try:
@@ -103,7 +103,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
 
     def weight(self, name: str) -> Floats:
         """See Session."""
-        with self.using(None):  # a full adapter computes in the base's own weights
+        with self.using(None):  # a full adapter replaces the base's weights
             return self._dense(name)
 
     def tensors(self, name: str) -> dict[str, Floats]:
@@ -122,12 +122,12 @@ class AttachedAdapters(ABC, Generic[Attached]):
         return 0 if plan is None else tuner_of(plan).virtual_tokens(plan)
 
     def virtual(self) -> VirtualIds:
-        """The ids that the active adapter puts before every text."""
+        """The virtual tokens that the active adapter puts before every text."""
         plan = self._plan()
         return VirtualIds() if plan is None else tuner_of(plan).virtual_ids(plan)
 
     def _plan(self) -> AdapterPlan | None:
-        """The plan of the one active adapter; None for the base and for a sum, whose adapters add no positions."""
+        """The plan of the only active adapter; None for the bare base and for a sum, whose adapters add no positions."""
         return self._plans[next(iter(self._active))] if len(self._active) == 1 else None
 
     def _check_sum(self, weights: Mapping[str, float]) -> None:
@@ -149,15 +149,15 @@ class AttachedAdapters(ABC, Generic[Attached]):
     @property
     @abstractmethod
     def _embedding_scale(self) -> float:
-        """What the base multiplies embeddings with before the first block reads them."""
+        """The factor applied to embeddings before the first block."""
 
     @abstractmethod
     def _guard(self, doing: str) -> AbstractContextManager[None]:
-        """Turn running out of memory into OutOfMemory; `doing` completes "not enough memory to ..."."""
+        """Turn every out-of-memory error of the framework into OutOfMemory; `doing` completes "not enough memory to ..."."""
 
     @abstractmethod
     def _attach(self, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Attached:
-        """The adapter of a plan by its tuner's file; see adapter.py."""
+        """Attach an adapter by its tuner's file; see adapter.py."""
 
     @abstractmethod
     def _parameter(self, array: Floats) -> Any:
@@ -165,7 +165,7 @@ class AttachedAdapters(ABC, Generic[Attached]):
 
     @abstractmethod
     def _dense(self, name: str) -> Floats:
-        """A weight of the base as it is now, fp32. Raises ModelError where it is missing."""
+        """A weight of the base as it is now, dense, fp32. Raises ModelError if it is missing."""
 
     @property
     @abstractmethod

@@ -1,4 +1,4 @@
-"""Multi-adapter training: micro-batches of several adapters as one, rows under rows, so that one pass of the base serves all."""
+"""Multi-adapter training: micro-batches of several adapters are concatenated by rows, so that one pass of the base serves all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MIXED = msg("this model mixes the rows of a batch, so several adapters cannot be
 
 @dataclass
 class Rows:
-    """Which adapter each row of the batch belongs to: `slices` of `total` rows, and for each the number of its adapter."""
+    """The adapter of each row of a batch: `slices` of `total` rows, and for each slice the number of its adapter in `owners`."""
 
     slices: list[slice] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
@@ -31,7 +31,7 @@ class Rows:
 
 
 class SplitLayer(Protocol):
-    """A layer that computes each adapter's layer for that adapter's rows; rows of adapters without one here are the base's."""
+    """A layer that applies each adapter's layer to that adapter's rows; rows of adapters without a layer here pass through the base alone."""
 
     parts: dict[int, Any]
     """The adapters' layers by the adapters' numbers."""
@@ -41,9 +41,9 @@ Split = TypeVar("Split", bound=SplitLayer)
 
 
 def joined(batches: Sequence[Batch]) -> tuple[Batch, list[slice]]:
-    """The rows of all, padded on the right to the longest, and which rows are whose.
+    """The rows of all batches, padded on the right to the longest, and which rows belong to which adapter.
 
-    It is for the forward pass alone: groups, weights and references stay with the parts.
+    Used for the forward pass only: groups, weights and references stay in the parts.
     """
     if len(batches) == 1:
         return batches[0], [slice(0, len(batches[0].ids))]
@@ -58,9 +58,9 @@ def joined(batches: Sequence[Batch]) -> tuple[Batch, list[slice]]:
 
 
 def rounds(requests: Sequence[StepRequest]) -> Iterator[list[tuple[int, Batch]]]:
-    """What is computed at once: the first micro-batch of every request with its number, then the second of those that have one.
+    """Micro-batches computed in one pass: the first of every request with the request's number, then the second of those that have one.
 
-    Batches without a supervised token are left out.
+    Batches without a supervised token are skipped.
     """
     for batches in zip_longest(*(request.batches for request in requests)):
         present = [(number, batch) for number, batch in enumerate(batches) if batch is not None and batch.supervised]
@@ -69,7 +69,7 @@ def rounds(requests: Sequence[StepRequest]) -> Iterator[list[tuple[int, Batch]]]
 
 
 def check_plans(plans: Sequence[AdapterPlan]) -> None:
-    """Raise Unsupported where one of several plans cannot share a pass of the base."""
+    """Raise Unsupported if one of several plans cannot share a pass of the base with the others."""
     for plan in plans:
         if reason := tuner_of(plan).sharing_refusal(plan):
             raise Unsupported(
@@ -83,9 +83,9 @@ def check_plans(plans: Sequence[AdapterPlan]) -> None:
 
 @contextmanager
 def rows_split(adapters: Sequence[LayeredAdapter[Any, Any]], make: Callable[[Any, Rows], Split]) -> Iterator[Rows]:
-    """Within it wrapped modules compute with the layers of all these inactive adapters, each for its rows.
+    """Within this context wrapped modules apply the layers of all these inactive adapters, each to its rows.
 
-    `make(layer, rows)` makes a module's SplitLayer; `layer` is the first adapter's there.
+    `make(layer, rows)` returns a module's SplitLayer; `layer` is the first adapter's layer at the module.
     """
     rows = Rows()
     split: dict[int, tuple[Any, Split]] = {}

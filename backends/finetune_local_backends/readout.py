@@ -1,4 +1,4 @@
-"""Where a batch is read out, and the losses of what was read: the arithmetic that is the same on every backend."""
+"""The positions at which a batch is read out, and the losses there: the arithmetic that is the same on every backend."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Positions:
-    """Which hidden states of a batch are read, as indices into those of its first `width` columns, flattened (rows·width).
+    """The hidden states of a batch that are read, as indices into its first `width` columns, flattened to (rows·width).
 
-    `tokens` (n,) stand one before each supervised token, in row-major order, and `targets` (n,) are these tokens' ids. `rows` (rows,) are
-    the rows' last real tokens; it is empty without "row values". Columns from `width` on change nothing that is read.
+    `tokens` (n,) are the positions before each supervised token, in row-major order, and `targets` (n,) those tokens' ids. `rows` (rows,)
+    are the rows' last real tokens; empty without "row values". Columns from `width` on do not affect the result.
     """
 
     width: int
@@ -32,7 +32,7 @@ class Positions:
 
 
 def positions(batch: Batch, kind: ValueKind | None = None) -> Positions:
-    """The positions of a batch with at least one supervised token; `rows` where `kind` is "row values"."""
+    """The positions of a batch with at least one supervised token; with `rows` if `kind` is "row values"."""
     rows, columns = np.nonzero(batch.mask[:, 1:])
     last = batch.lengths.astype(np.int64) - 1 if kind == "row values" else np.zeros(0, np.int64)
     width = int(max(columns.max(initial=-1), last.max(initial=-1))) + 1
@@ -42,7 +42,7 @@ def positions(batch: Batch, kind: ValueKind | None = None) -> Positions:
 
 @dataclass(frozen=True)
 class Part:
-    """One request's micro-batch in a pass: whose it is, its rows and supervised tokens, and the step's total of its objective."""
+    """One request's micro-batch in a pass: the request's number, its rows and supervised tokens, and the step's total for its objective."""
 
     number: int
     batch: Batch
@@ -67,10 +67,10 @@ def losses(
     logprobs: Any,
     values: Callable[[int, slice, slice], Any],
 ) -> list[Any]:
-    """The loss of each part, scalar arrays; that of an ensemble is the sum over its prompts, each of which learns as if alone.
+    """The loss of each part, as scalar arrays. An ensemble's loss is the sum over its prompts, so that each learns as if alone.
 
-    `logprobs` is that of the whole pass, (Σ ensemble_size·n,); `values(number, tokens, rows)` returns a request's values at slices
-    of the pass's supervised tokens and rows, or None.
+    `logprobs` (Σ ensemble_size·n,) are those of the whole pass; `values(number, tokens, rows)` returns a request's values at slices of the
+    pass's supervised tokens and rows, or None.
     """
     found = []
     token = row = 0

@@ -1,6 +1,6 @@
 """What the sessions of all backends share: names, plans, active adapters, prepared trainings, and the order of a step.
 
-A backend's session adds the arithmetic; see finetune_local.backend.Session for what the public methods promise.
+A backend's session adds the arithmetic. The public methods are documented in finetune_local.backend.Session.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from finetune_local_backends.multi_adapter import Rows, SplitLayer, check_plans,
 from finetune_local_backends.virtual import batch_noise, batch_with, mean_over_ensemble
 
 TRACKER = "tracker:"
-"""What stands before a tracker's entries in an optimizer's saved state."""
+"""Prefix of a tracker's entries in an optimizer's saved state."""
 
 State = dict[str, npt.NDArray[np.generic]]
 
@@ -43,7 +43,7 @@ class Optimizer(Protocol):
         ...
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Restore what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
+        """Restore what state() returned. Raises AdapterError and changes nothing if it does not fit."""
         ...
 
 
@@ -52,7 +52,7 @@ Optimizes = TypeVar("Optimizes", bound=Optimizer)
 
 @dataclass
 class Training(Generic[Optimizes]):
-    """What prepare() made ready for one adapter; `trained` are the names of its trained parameters, in the optimizer's order."""
+    """What prepare() created for one adapter; `trained` are the names of its trained parameters, in the optimizer's order."""
 
     name: str
     settings: TrainingSettings
@@ -83,7 +83,7 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
     # Training
 
     def prepare(self, name: str, training: TrainingSettings) -> None:
-        """See Session. Raises Unsupported where the optimizer or the base's head is not known here."""
+        """See Session. Raises Unsupported if the optimizer or the base's head is not supported."""
         adapter, plan = self._adapter(name), self._plans[name]
         tuner = tuner_of(plan)
         multipliers = tuner.lr_multipliers(plan)
@@ -132,14 +132,14 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
             training.tracker.restore({key.removeprefix(TRACKER): state[key] for key in tracked})
 
     def _ready(self, name: str | None = None) -> Training[Optimizes]:
-        """What prepare() made for an adapter, or for the last one."""
+        """The training that prepare() created for an adapter, by default the last one."""
         if not self._trainings or (name is not None and name not in self._trainings):
             raise RuntimeError("prepare() comes before training")
         return self._trainings[name or next(reversed(self._trainings))]
 
     @contextmanager
     def _activated(self, work: Sequence[Training[Optimizes]]) -> Iterator[Rows]:
-        """Within it one adapter is active, or several are, each for the rows that Rows says."""
+        """Within this context one adapter is active, or several are, each for its rows."""
         if len(work) == 1:
             with self.using(work[0].name):
                 yield Rows()
@@ -150,10 +150,10 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
             yield rows
 
     def _with_reference(self, request: StepRequest) -> StepRequest:
-        """The request with the reference's log-probabilities in every micro-batch, where its objective needs them."""
+        """The request, with the reference's log-probabilities added to every micro-batch if its objective needs them."""
         if "reference" not in request.objective.needs:
             return request
-        # Under the step's own attention: else the margins would measure LongLoRA's groups, not what was learned.
+        # With the step's attention: otherwise margins would measure the effect of LongLoRA's groups, not of training.
         group = group_of(self._ready(request.name).settings)
         batches = [
             batch if batch.reference is not None else replace(batch, reference=self.score(batch, True, group))
@@ -164,12 +164,12 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
     def _noise(
         self, requests: Sequence[StepRequest], present: Sequence[tuple[int, Batch]], batch: Batch
     ) -> Floats | None:
-        """NEFTune's noise for micro-batches that are computed at once as `batch`."""
+        """NEFTune's noise for micro-batches that are computed in one pass as `batch`."""
         alphas = [self._ready(requests[n].name).settings.neftune_alpha for n, part in present for _ in part.ids]
         return batch_noise(batch, alphas, self._seed, self._embedding_width, self.virtual())
 
     def _track(self, training: Training[Optimizes], gradients: Mapping[str, Floats]) -> None:
-        """Let the tuner change its tensors between two steps (AdaLoRA's budget); the gradients are those applied."""
+        """Let the tuner change its tensors between two steps (AdaLoRA's budget), given the gradients that were applied."""
         if training.tracker is None:
             return
         adapter = self._adapters[training.name]
@@ -214,11 +214,11 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
         return _Bound(self, dict(self._active), self._decoder())
 
     def _with_virtual(self, batch: Batch) -> Batch:
-        """The batch as the active adapter has it read."""
+        """The batch with the active adapter's virtual tokens."""
         virtual = self.virtual()
         return batch_with(batch, self._vocabulary, virtual) if virtual.count else batch
 
-    # What a backend adds
+    # Implemented by a backend
 
     @property
     @abstractmethod
@@ -231,17 +231,17 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
 
     @abstractmethod
     def _write(self, adapter: Attached, name: str, array: Floats) -> None:
-        """Give a parameter other values."""
+        """Overwrite a parameter's values."""
 
     @abstractmethod
     def _check_trainable(self, training: TrainingSettings, shifted: bool) -> None:
-        """Raise Unsupported where this base or these settings cannot be trained here; `shifted`: with shifted attention."""
+        """Raise Unsupported if this base or these settings cannot be trained; `shifted`: with shifted attention."""
 
     @abstractmethod
     def _optimizer(
         self, trained: Mapping[str, Any], training: TrainingSettings, multipliers: Mapping[str, float]
     ) -> Optimizes:
-        """An optimizer of these parameters; `multipliers` of the learning rate for those that have one other than 1."""
+        """An optimizer for these parameters; `multipliers` of the learning rate for those whose multiplier is not 1."""
 
     def _prepared(self, training: Training[Optimizes]) -> None:
         """Called at the end of prepare()."""
@@ -250,32 +250,32 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
     def _computing(
         self, work: Sequence[Training[Optimizes]], requests: Sequence[StepRequest]
     ) -> AbstractContextManager[None]:
-        """Around a step: one adapter is active, or several are, each for its rows, and gradients of what they train are kept.
+        """Context of a step: one adapter is active, or several are, each for its rows, and gradients of their trained parameters accumulate.
 
-        Whatever ends the step, the gradients are dropped and the session computes as before.
+        However the step ends, the gradients are dropped and the previous state is restored.
         """
 
     @abstractmethod
     def _backward(self, requests: Sequence[StepRequest], present: Sequence[tuple[int, Batch]]) -> list[float]:
-        """The loss of each micro-batch that is computed at once; gradients are added to those before."""
+        """The loss of each micro-batch of one pass; gradients are accumulated."""
 
     @abstractmethod
     def _apply(
         self, work: Sequence[Training[Optimizes]], requests: Sequence[StepRequest], losses: Sequence[float]
     ) -> list[StepResult]:
-        """Clip and apply each adapter's gradients, unless its loss or norm is not finite; all of them or none."""
+        """Clip and apply each adapter's gradients unless its loss or norm is not finite. All writes happen, or none."""
 
     @abstractmethod
     def _attending(self, group: int) -> AbstractContextManager[None]:
-        """Within it attention is in shifted groups of `group` positions; 0: full attention."""
+        """Within this context attention is computed in shifted groups of `group` positions; 0: full attention."""
 
     @abstractmethod
     def _logprobs(self, batch: Batch) -> Floats:
-        """Log-probabilities of the supervised tokens, (n,), n > 0; `batch` has virtual tokens in it."""
+        """Log-probabilities (n,) of the n > 0 supervised tokens; `batch` includes virtual tokens."""
 
     @abstractmethod
     def _values(self, batch: Batch, kind: ValueKind, head: Any) -> Floats:
-        """Outputs of a scalar head, (n,) or (rows,)."""
+        """Outputs of a scalar head, (n,) at tokens or (rows,) at row ends."""
 
     @abstractmethod
     def _update_sizes(self, adapter: Attached, batch: Batch) -> dict[str, float]:
@@ -283,11 +283,11 @@ class SessionBase(AttachedAdapters[Attached], Generic[Attached, Optimizes]):
 
     @abstractmethod
     def _decoder(self) -> Decoder:
-        """A decoder under what is active."""
+        """A decoder that uses the active adapters."""
 
 
 class _Bound:
-    """A decoder that computes under the adapters that were active at its start."""
+    """A decoder that uses the adapters that were active when it was created."""
 
     def __init__(self, session: SessionBase[Any, Any], active: Mapping[str, float], decoder: Decoder) -> None:
         self._session, self._active, self._decoder = session, active, decoder
@@ -299,7 +299,7 @@ class _Bound:
 
 
 def check_optimizer(gaps: Sequence[Gap], optimizer: str, kind: str) -> None:
-    """Raise Unsupported where a backend lacks an optimizer on this kind of device."""
+    """Raise Unsupported if the backend lacks this optimizer on this kind of device."""
     for gap in gaps:
         if (gap.setting, gap.value) == ("training.optimizer", optimizer) and gap.device in ("", kind):
             raise Unsupported(

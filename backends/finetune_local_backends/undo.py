@@ -1,4 +1,4 @@
-"""A step that fails changes nothing: what both backends' undo.py share."""
+"""A step that fails changes nothing: the part of undoing that both backends share."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from finetune_local.system.errors import RunError
 from finetune_local.system.messages import msg
 
 ALWAYS = 256 << 20
-"""Copies of up to so many bytes are always made; larger ones only where they take at most an eighth of the free memory."""
+"""Copies up to this size in bytes are always made; larger ones only if they take at most an eighth of the free memory."""
 
 Tracked = dict[str, npt.NDArray[np.generic]]
 
 
 class Undo(Protocol):
-    """Trained parameters and the states of their optimizers and trackers, as they were when this was made."""
+    """A snapshot of trained parameters and of the states of their optimizers and trackers."""
 
     def put_back(self) -> None:
-        """Restore everything bit for bit, and what is derived from it."""
+        """Restore everything bit for bit, including derived values."""
         ...
 
 
 @contextmanager
 def all_or_nothing(undo: Undo | None) -> Iterator[None]:
-    """Around the writes of a step: where one of them fails, for whatever reason, those before it are undone.
+    """Context of a step's writes: if one of them fails for any reason, the earlier ones are undone.
 
-    Without an undo the error becomes a RunError, after which the step is not tried again: the run ends, and is resumed from its
-    last checkpoint. The same holds where undoing fails.
+    Without an undo, or if undoing fails, the error becomes a RunError: the step is not repeated, and the run ends and must be resumed from
+    its last checkpoint.
     """
     try:
         yield
@@ -47,17 +47,17 @@ def all_or_nothing(undo: Undo | None) -> Iterator[None]:
 
 
 def affordable(size: int, free: int) -> bool:
-    """Whether copies of so many bytes are made: an adapter's always, a whole model's only where there is much room."""
+    """Whether copies of `size` bytes are made: an adapter's always, a whole model's only if much memory is free."""
     return size <= max(ALWAYS, free // 8)
 
 
 def tracked(tracker: Tracker | None) -> Tracked | None:
-    """A copy of what a tuner remembers between steps."""
+    """A copy of the tuner's state between steps."""
     return None if tracker is None else {key: np.array(value) for key, value in tracker.state().items()}
 
 
 def track_again(tracker: Tracker | None, kept: Mapping[str, npt.NDArray[np.generic]] | None) -> None:
-    """Restore it."""
+    """Restore the tuner's state from a copy."""
     if tracker is not None and kept is not None:
         tracker.restore({key: np.array(value) for key, value in kept.items()})
 

@@ -1,9 +1,8 @@
 """Virtual tokens and NEFTune's noise, which change what a base reads of a batch.
 
-Virtual tokens are ids past the vocabulary that stand for the trained rows of a prompt, put before every text.
-
-Row i of prompt m is the id vocabulary + count·m + i; a tuner's file in a backend's tuners/ turns these ids into vectors. For a
-prompt ensemble a batch is repeated, one block of rows for each prompt, so that one pass of the base computes all.
+Virtual tokens are ids past the vocabulary for the trained rows of a prompt, inserted before every text: row i of prompt m has the id
+vocabulary + count·m + i. A tuner's file in a backend's tuners/ maps these ids to vectors. For a prompt ensemble a batch is repeated, one
+block of rows per prompt, so that one pass of the base computes all of them.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from finetune_local.spec.tuners import VirtualIds
 
 
 def row_with(ids: Sequence[int], vocabulary: int, tokens: VirtualIds, prompt: int = 0) -> list[int]:
-    """A text with the virtual tokens of one prompt of the ensemble before it."""
+    """A text preceded by the virtual tokens of one prompt of the ensemble."""
     start = vocabulary + tokens.count * prompt
     return [*range(start, start + tokens.count), *ids]
 
 
 def batch_with(batch: Batch, vocabulary: int, tokens: VirtualIds) -> Batch:
-    """The batch under each prompt: all rows for prompt 0, then all for prompt 1, …; nothing virtual is supervised.
+    """The batch with each prompt: all rows with prompt 0, then all with prompt 1, …. Virtual tokens are not supervised.
 
-    (rows, length) becomes (ensemble_size·rows, count + length); a batch without virtual tokens is returned as it is.
+    (rows, length) becomes (ensemble_size·rows, count + length); without virtual tokens the batch is returned unchanged.
     """
     if tokens.count == 0:
         return batch
@@ -41,7 +40,7 @@ def batch_with(batch: Batch, vocabulary: int, tokens: VirtualIds) -> Batch:
 
 
 def mean_over_ensemble(values: npt.NDArray[np.float32], ensemble_size: int) -> Floats:
-    """The mean of blocks of equal size, one for each prompt: (ensemble_size·n,) to (n,)."""
+    """The mean over the prompts of an ensemble: (ensemble_size·n,) to (n,)."""
     if ensemble_size == 1:
         return values
     mean: Floats = values.reshape(ensemble_size, -1).mean(axis=0, dtype=np.float64).astype(np.float32)
@@ -49,9 +48,9 @@ def mean_over_ensemble(values: npt.NDArray[np.float32], ensemble_size: int) -> F
 
 
 def batch_noise(batch: Batch, alphas: Sequence[float], seed: int, width: int, virtual: VirtualIds) -> Floats | None:
-    """(ensemble_size·rows, count + length, width) for a batch without virtual tokens; zero on padding and on virtual tokens.
+    """NEFTune's noise for a batch without virtual tokens, (ensemble_size·rows, count + length, width); zero on padding and virtual tokens.
 
-    `alphas` are those of the rows; None where all are zero. Every prompt of an ensemble sees a row with the same noise.
+    `alphas` has one value per row; None if all are zero. Every prompt of an ensemble sees a row with the same noise (see row_noise()).
     """
     if not any(alphas):
         return None

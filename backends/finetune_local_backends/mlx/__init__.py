@@ -78,7 +78,7 @@ class MlxBackend:
         quantisation: Quantisation = "auto",
         rope_factor: float = 1.0,
     ) -> Session:
-        """See Backend. The only way in: BLAS and the device are made ready before MLX is first imported."""
+        """See Backend. The only entry point: BLAS and the device are prepared before MLX is first imported."""
         from finetune_local_backends.mlx.device import start
 
         chosen = start(device)

@@ -1,4 +1,4 @@
-"""Decoding with mlx-lm's key/value caches: one row, or many side by side."""
+"""Decoding with mlx-lm's key/value caches, for one row or a batch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _CHUNK = 512
 class MlxDecoder:
     """See Decoder.
 
-    Each prompt is read alone, in chunks, without padding; then the caches are joined with padding on the left, so that a
-    row's numbers do not depend on its neighbours.
+    Each prompt is read alone, in chunks, without padding; then the caches are joined with padding on the left, so that a row's
+    result does not depend on its neighbours.
     """
 
     def __init__(self, model: Model, virtual: VirtualIds) -> None:

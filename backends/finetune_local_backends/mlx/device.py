@@ -25,7 +25,7 @@ GAPS: tuple[Gap, ...] = (
 
 
 def devices() -> list[Device]:
-    """What MLX can use here, best first; found without importing it."""
+    """The devices MLX can use on this machine, best first; does not import it."""
     import psutil
 
     memory = int(psutil.virtual_memory().total)
@@ -36,9 +36,9 @@ def devices() -> list[Device]:
 
 
 def start(requested: str | None) -> Device:
-    """Make the process ready to compute on a device ("metal", "cpu"; None: the best) and import MLX.
+    """Prepare the process for a device ("metal", "cpu"; None: the best) and import MLX.
 
-    Raises Unsupported where there is no such device.
+    Raises Unsupported if there is no such device.
     """
     known = devices()
     chosen = known[0] if requested is None else next((d for d in known if d.id == requested), None)
@@ -50,7 +50,7 @@ def start(requested: str | None) -> Device:
                 names=", ".join(d.id for d in known),
             )
         )
-    # Without this the watchdog of macOS kills long training kernels while the display is on.
+    # Otherwise the watchdog of macOS kills long training kernels while the display is on.
     if chosen.kind == "metal":
         os.environ.setdefault("AGX_RELAX_CDM_CTXSTORE_TIMEOUT", "1")
     blas.prepare()
@@ -67,12 +67,12 @@ def start(requested: str | None) -> Device:
         _limit_memory()
     else:
         mx.set_default_device(mx.Device(mx.cpu))
-        mx.disable_compile()  # on a CPU it calls a C++ compiler at run time, which may not be there
+        mx.disable_compile()  # on a CPU it calls a C++ compiler at run time, which may be missing
     return chosen
 
 
 def _limit_memory() -> None:
-    """Keep what the GPU may hold resident; let allocations fail before the system begins to swap hard."""
+    """Keep the GPU's memory resident, and let allocations fail before the system starts to swap heavily."""
     import mlx.core as mx
 
     recommended = mx.device_info().get("max_recommended_working_set_size")
@@ -85,7 +85,7 @@ def _limit_memory() -> None:
 
 @contextlib.contextmanager
 def _file_limits_kept() -> Iterator[None]:
-    """Importing mlx_lm lowers the process's limit of open files for good, or fails where it is low already: prevent it."""
+    """Keep the process's limit of open files: importing mlx_lm lowers it, or fails if it is already low."""
     import resource
 
     original = resource.setrlimit

@@ -13,19 +13,19 @@ from finetune_local.spec.numerics.dynamic8 import BLOCK, STEPS, levels, step_ind
 
 Tree = dict[str, mx.array]
 
-_LEAST = 1e-38  # of a range whose inverse is a number; below it a GPU has only 0
+_LEAST = 1e-38  # the smallest range with a finite inverse; below it a GPU flushes to 0
 
 
 def low_rank(base: mx.array, x: mx.array, a: mx.array, b: mx.array, scale: float) -> mx.array:
-    """base + scale·(x·Aᵀ)·Bᵀ in fp32, as the type of `base`; x (..., in), base (..., out), A (r, in), B (out, r)."""
+    """base + scale·(x·Aᵀ)·Bᵀ computed in fp32, in the type of `base`; x (..., in), base (..., out), A (r, in), B (out, r)."""
     inner = x.astype(mx.float32) @ a.T
     return mx.addmm(base.astype(mx.float32), inner, b.T, alpha=scale).astype(base.dtype)
 
 
 def logsumexp(logits: mx.array) -> mx.array:
-    """Over the last axis of (n, vocabulary), in two levels.
+    """logsumexp over the last axis of (n, vocabulary), in two levels.
 
-    MLX's own on a CPU adds up tens of thousands of numbers in a row and is off by 1e-4; this one by 1e-6.
+    MLX's on a CPU sums tens of thousands of numbers sequentially and is off by 1e-4; this one by 1e-6.
     """
     n, width = logits.shape
     group = 256
@@ -48,9 +48,9 @@ def logprobs(head: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx
 def chunked_logprobs(
     head: Callable[[Tree, mx.array], mx.array], parameters: Tree, hidden: mx.array, targets: mx.array, rows: int
 ) -> mx.array:
-    """logprobs() over chunks of `rows`, each computed again in the backward pass, so that logits never pile up.
+    """logprobs() in chunks of `rows`, each recomputed in the backward pass, so that the full logits are never in memory.
 
-    `parameters` are what the head trains itself (full fine-tuning), given apart so that their gradients pass through.
+    `parameters` are the head's trained parameters (full fine-tuning), passed as arguments so that they get gradients.
     """
     if hidden.shape[0] <= rows:
         return logprobs(lambda h: head(parameters, h), hidden, targets)
@@ -66,7 +66,7 @@ def chunked_logprobs(
 
 
 class Checkpointing:
-    """Within it, the given blocks keep only their inputs and are computed again in the backward pass."""
+    """Within this context the given blocks save only their inputs and are recomputed in the backward pass."""
 
     def __init__(
         self,
@@ -74,7 +74,7 @@ class Checkpointing:
         current: Callable[[int], Tree],
         place: Callable[[Tree], None],
     ) -> None:
-        """`current(number)` are a block's trained parameters now, `place` makes the block compute with others."""
+        """`current(number)` returns a block's trained parameters, `place` makes the block use others."""
         self._classes: list[tuple[Any, type, type]] = [
             (block, type(block), _checkpointed(n, block, current, place)) for n, block in blocks.items()
         ]
@@ -94,7 +94,7 @@ def _checkpointed(
     usual: Any = type(block)
 
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # Only arrays that are arguments get gradients, so parameters and hidden states must be passed as such.
+        # Only arguments get gradients, so parameters and hidden states must be passed as arguments.
         arrays = {i: a for i, a in enumerate(args) if isinstance(a, mx.array)}
 
         def inner(parameters: Tree, given: list[mx.array]) -> Any:
@@ -110,7 +110,9 @@ def _checkpointed(
 
 
 def quantise_8bit(values: mx.array, signed: bool = True) -> tuple[mx.array, mx.array]:
-    """Values (n,) fp32 to indices into levels() (n,) uint8 and the largest magnitude of each block, (⌈n/256⌉,)."""
+    """Values (n,) fp32 to indices (n,) uint8 into levels() and the absolute maximum of each block, (⌈n/256⌉,).
+
+    The same result as quantise() in spec/numerics/dynamic8.py, computed on the device."""
     blocks = mx.pad(values, (0, -values.size % BLOCK)).reshape(-1, BLOCK)
     largest = mx.abs(blocks).max(axis=1)
     ranges = mx.where(largest > _LEAST, largest, 0.0)
@@ -121,7 +123,7 @@ def quantise_8bit(values: mx.array, signed: bool = True) -> tuple[mx.array, mx.a
 
 
 def dequantise_8bit(indices: mx.array, ranges: mx.array, signed: bool = True) -> mx.array:
-    """The values (n,) fp32 of indices (n,) and ranges (⌈n/256⌉,)."""
+    """Values (n,) fp32 from indices (n,) and ranges (⌈n/256⌉,)."""
     return _levels_8bit(signed)[indices] * mx.repeat(ranges, BLOCK)[: indices.size]
 
 

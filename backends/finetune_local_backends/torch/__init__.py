@@ -15,15 +15,14 @@ from finetune_local.system.messages import Message, msg
 from finetune_local_backends.torch import device as devices
 from finetune_local_backends.torch.device import AFFINE, GAPS
 
-# By default OpenMP's threads spin for milliseconds while they wait for each other. Where another program takes one core, every
-# one of the thousands of waits in a step then costs a time slice: 29 tokens/s were measured where 337 are possible. A short
-# spin keeps the speed of an idle machine better than none. It must stand in the environment before torch is imported, and
-# this file is always the first.
+# By default OpenMP's threads spin for milliseconds while they wait for each other. If another program occupies one core, each of
+# the thousands of waits in a step costs a time slice: measured, 29 tokens/s instead of 337. A short spin is faster on an idle
+# machine than none. It must be in the environment before torch is imported, and this file is always imported first.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
-# oneDNN and torch's own layer above it each keep what they prepared for the last 1024 shapes of a product. Rows differ in length,
-# so in bf16 on a CPU the process grew with every step, to several times the model itself. 64 hold the shapes of a step, at the
+# oneDNN and torch's layer above it each cache primitives for the last 1024 shapes of a product. Rows differ in length, so in bf16
+# on a CPU the process grew with every step, to several times the size of the model. 64 entries cover the shapes of a step, at the
 # same speed.
 for _cache in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
     os.environ.setdefault(_cache, "64")
@@ -62,7 +61,7 @@ class TorchBackend:
         return library_versions(SHOWN)
 
     def devices(self) -> list[Device]:
-        """See Backend. torch is imported only where there is a sign of a card and a build that could use it."""
+        """See Backend. Imports torch only if there are signs of a GPU and a build that can use it."""
         return devices.devices()
 
     def gaps(self) -> tuple[Gap, ...]:

@@ -27,8 +27,8 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
 
 
 class TorchDecoder:
-    """See Decoder. Shorter prompts are padded on the left and the padding is masked, so a row's logits do not depend on
-    the others; without padding no mask is made at all."""
+    """See Decoder. Shorter prompts are padded on the left and the padding is masked, so a row's logits do not depend on the others.
+    Without padding there is no mask."""
 
     def __init__(self, base: Base, head: Head, virtual: VirtualIds) -> None:
         from transformers import DynamicCache
@@ -64,7 +64,7 @@ class TorchDecoder:
         return cast(Floats, logits.cpu().numpy())
 
     def _places(self, ids: torch.Tensor, padding: np.ndarray) -> dict[str, torch.Tensor]:
-        """Mask and positions where there is padding; nothing where there is none, so that the model makes its own."""
+        """Mask and positions if there is padding; empty otherwise, so that the model computes its own."""
         if not self._started and padding.any():
             real = torch.arange(ids.shape[1])[None] >= torch.from_numpy(padding)[:, None]
             self._mask = real.long().to(ids.device)
@@ -91,7 +91,7 @@ class Head:
 
     @property
     def linear(self) -> nn.Linear:
-        """The last layer, wrapped or not."""
+        """The head's linear layer, wrapped or not."""
         found: nn.Linear = self._model.get_output_embeddings()
         return found
 
@@ -101,7 +101,7 @@ class Head:
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
 
     def log_probabilities(self, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """hidden (n, d), targets (n,) to (n,) fp32; with the part of an adapter at the head."""
+        """log p of targets (n,) at hidden states (n, d), as (n,) fp32, including an adapter at the head."""
         linear = self.linear
         part: tuple[torch.Tensor, ...] = ()
         weight = linear.weight
@@ -114,7 +114,7 @@ class Head:
         return result
 
     def check(self, model: Any, body: Any) -> None:
-        """Check once that this head on the body's states returns the model's logits. Raises Unsupported where it does not."""
+        """Check once that this head, applied to the body's states, returns the model's logits. Raises Unsupported if it does not."""
         if self._checked:
             return
         ids = torch.arange(4, 12, device=self.linear.weight.device)[None] % self.linear.weight.shape[0]

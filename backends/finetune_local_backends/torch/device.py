@@ -20,7 +20,7 @@ from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import Message, msg
 
 _BF16_FLAGS = {"avx512_bf16", "amx_bf16"}
-"""Instructions with which bf16 products are two to four times as fast as fp32 ones; without them they are emulated."""
+"""CPU instructions with which bf16 products are two to four times as fast as fp32 ones; otherwise bf16 is emulated."""
 
 OPTIMIZER = "training.optimizer"
 
@@ -37,15 +37,15 @@ GAPS: tuple[Gap, ...] = (
 
 @cache
 def nvidia_card() -> bool:
-    """Whether the machine shows signs of an NVIDIA card: its driver's tool, or the driver itself."""
+    """Whether an NVIDIA driver or its command-line tool is installed."""
     return shutil.which("nvidia-smi") is not None or Path("/proc/driver/nvidia/version").exists()
 
 
 def build() -> str:
-    """How the installed torch was built: "cpu", "rocm", "cuda", or "" where that is unknown or there is none.
+    """How the installed torch was built: "cpu", "rocm" or "cuda"; "" if unknown or not installed.
 
-    Read from torch/version.py, which is not imported: wheels of PyPI are CUDA's on Linux and the CPU's on Windows, and say so
-    nowhere in their version.
+    Read from torch/version.py without importing it: PyPI's wheels are CUDA builds on Linux and CPU builds on Windows, which their version
+    does not show.
     """
     spec = importlib.util.find_spec("torch")
     try:
@@ -61,12 +61,12 @@ def build() -> str:
 
 
 def devices() -> list[Device]:
-    """Every card torch can use, then the CPU."""
+    """Every GPU that torch can use, then the CPU."""
     return [*_cards(), cpu()]
 
 
 def cpu() -> Device:
-    """The processor, with the machine's whole memory."""
+    """The CPU, with the machine's whole memory."""
     return Device(
         "cpu",
         "cpu",
@@ -77,7 +77,7 @@ def cpu() -> Device:
 
 
 def pick(requested: str | None) -> Device:
-    """The device of an id or a kind, else the best. Raises SpecError where there is none of that name."""
+    """The device with this id or kind, by default the best. Raises SpecError if there is none."""
     found = devices()
     if requested is None:
         return found[0]

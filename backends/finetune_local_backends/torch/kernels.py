@@ -1,6 +1,6 @@
 """The hot path: autograd functions that save and compute only what training an adapter over frozen weights needs.
 
-Each has a plain equivalent that the tests compare it with. Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank).
+The tests compare each with a plain equivalent. Shapes: x (..., in), W (out, in), A (rank, in), B (out, rank).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FrozenBase(Protocol):
 
 
 def dense_weight(base: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """The weight of a linear layer in `dtype`: its own, or made dense where it is stored quantised."""
+    """The weight of a linear layer in `dtype`, dequantised if it is stored quantised."""
     if isinstance(base, nn.Linear):
         return base.weight.detach().to(dtype)
     return cast(FrozenBase, base).dense(dtype)
@@ -58,8 +58,9 @@ class FrozenLinear(Function):
 class LowRankLinear(Function):
     """y = c ∘ (x·Wᵀ + s·(x·Aᵀ)·Bᵀ) + b, with c = m / ‖W + s·B·A‖ for DoRA and 1 without.
 
-    A, B and m are fp32 masters and are cast to x's type here, so x itself is never cast; the two products into y and into
-    dx run in place. `norm` (out,) is a constant to the gradient (DoRA, section 4.3). Where A is frozen (LoRA-FA), x is not saved for backward.
+    A, B and m are fp32 masters and are cast to x's type here, so x is never cast; the two products into y and into dx are accumulated
+    in place. `norm` (out,) is treated as a constant by the gradient (DoRA, arXiv:2402.09353, section 4.3). If A is frozen (LoRA-FA),
+    x is not saved for backward.
     """
 
     @staticmethod
@@ -115,7 +116,7 @@ class LowRankLinear(Function):
 class LowRankRows(Function):
     """LowRankLinear of several adapters at once: y = x·Wᵀ + b, and s·(x·Aᵀ)·Bᵀ of each adapter added to its rows.
 
-    The products with W are over all rows; nothing is copied to join the parts.
+    Products with W cover all rows at once; no copies are made to join the parts.
     """
 
     @staticmethod
@@ -189,10 +190,10 @@ def low_rank_plain(
     scale: float,
     base: nn.Module,
 ) -> torch.Tensor:
-    """The same by autograd's operations, with another input (`dropped`, after dropout) to all that the adapter adds.
+    """LowRankLinear by autograd's operations, where everything the adapter adds reads `dropped`, x after dropout.
 
-    As in PEFT: with DoRA that is (c − 1)·x·Wᵀ as well as the low-rank part, and x·Wᵀ + b itself stays whole. The products
-    with W go through FrozenLinear, or autograd would save every quantised weight in its dense form.
+    As in PEFT: with DoRA that is (c − 1)·x·Wᵀ as well as the low-rank part, while x·Wᵀ + b reads x. Products with W use FrozenLinear,
+    since autograd would save every quantised weight in dense form.
     """
     dtype = x.dtype
     y: torch.Tensor = FrozenLinear.apply(x, base, True)  # type: ignore[no-untyped-call]
@@ -207,9 +208,9 @@ def low_rank_plain(
 def row_norms(
     weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float, squares: torch.Tensor
 ) -> torch.Tensor:
-    """‖W + s·B·A‖ of each row (out,), fp32, without making the sum: ‖W‖² + 2s·⟨B, W·Aᵀ⟩ + s²·⟨B·(A·Aᵀ), B⟩.
+    """‖W + s·B·A‖ of each row (out,), fp32, without forming the sum: ‖W‖² + 2s·⟨B, W·Aᵀ⟩ + s²·⟨B·(A·Aᵀ), B⟩.
 
-    `squares` (out,) is ‖W‖², which does not change in training; the products cost rank·in·out instead of a full matrix.
+    `squares` (out,) is ‖W‖², constant in training; the products cost rank·in·out operations and no full matrix.
     """
     cross = ((weight.to(a.dtype) @ a.t()) * b).sum(1)
     own = ((b @ (a @ a.t())) * b).sum(1)
@@ -217,11 +218,11 @@ def row_norms(
 
 
 class TokenLogProbs(Function):
-    """log p(target) at each hidden state, (n,) fp32, in chunks of logits that are not kept.
+    """log p(target) at each hidden state, (n,) fp32, computed in chunks of logits that are not saved.
 
-    logits = cap·tanh(s·(h·Wᵀ + i·Bᵀ + b)/cap), where i·Bᵀ is an adapter's part; the cap and the part may be missing. With a frozen
-    head, forward computes the gradients of the hidden states too, since log p of one token depends on one hidden state only:
-    (W[target] − Σ p·W)·…, one row each. With a trained or adapted head, backward computes the logits a second time.
+    logits = cap·tanh(s·(h·Wᵀ + i·Bᵀ + b)/cap), where i·Bᵀ is an adapter's part; cap and part are optional. With a frozen head,
+    forward also computes the gradients of the hidden states, since log p of one token depends on one hidden state only:
+    (W[target] − Σ p·W)·…, one row each. With a trained or adapted head, backward recomputes the logits.
     """
 
     @staticmethod
@@ -298,7 +299,7 @@ def _logits(
     inner: torch.Tensor | None,
     b: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """fp32 logits (n, vocabulary), and the cap's slope where there is one."""
+    """fp32 logits (n, vocabulary), and the derivative of the cap if there is one."""
     logits = functional.linear(hidden, weight, bias).float()
     if inner is not None and b is not None:
         logits.addmm_(inner, b.t())

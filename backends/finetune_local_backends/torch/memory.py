@@ -1,4 +1,4 @@
-"""Memory: how much is in use, and running out of it turned into one error."""
+"""Memory in use, and out-of-memory errors as one error class."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from finetune_local.backend import MemoryUse
 from finetune_local.system.errors import OutOfMemory
 from finetune_local.system.messages import msg
 
-# torch's CPU allocator, the C++ runtime and the card's libraries (cublasCreate, cudnnCreate) raise plain RuntimeErrors.
+# torch's CPU allocator, the C++ runtime and CUDA's libraries (cublasCreate, cudnnCreate) raise plain RuntimeErrors.
 _WORDS = ("can't allocate memory", "not enough memory", "bad_alloc", "out of memory", "_ALLOC_FAILED")
 
 
 def use(device: torch.device) -> MemoryUse:
-    """The card's bytes in tensors, or the process's resident bytes on a CPU."""
+    """Bytes of tensors on the GPU, or the process's resident bytes on a CPU."""
     if device.type == "cuda":
         return MemoryUse(torch.cuda.memory_allocated(device), torch.cuda.max_memory_allocated(device))
     info = psutil.Process().memory_info()
@@ -27,7 +27,7 @@ def use(device: torch.device) -> MemoryUse:
 
 @contextmanager
 def guard(doing: str) -> Iterator[None]:
-    """Turn every way in which torch runs out of memory into OutOfMemory; `doing` completes "not enough memory to ..."."""
+    """Turn every out-of-memory error of torch into OutOfMemory; `doing` completes "not enough memory to ..."."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
@@ -44,7 +44,7 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def release(device: torch.device) -> None:
-    """Return cached blocks, so that a smaller attempt finds memory in one piece."""
+    """Free cached blocks, so that a smaller attempt finds contiguous memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 

@@ -1,4 +1,4 @@
-"""The array functions that objectives are written in, over torch tensors."""
+"""The array functions in which objectives are written, for torch tensors."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from finetune_local.spec.ops import Indices
 
 
 class TorchOps:
-    """See Ops. Constants are made on the device that the session computes on."""
+    """See Ops. Constants are created on the session's device."""
 
     def __init__(self, place: torch.device) -> None:
         self._place = place

@@ -57,7 +57,7 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
 
     @torch.no_grad()
     def logits(self, ids: Sequence[int]) -> Floats:
-        """See Session. By the model's own forward pass, so it also checks ours."""
+        """See Session. Uses the model's own forward pass, so it also verifies ours."""
         with self._guard(msg("read {tokens} tokens at once", tokens=len(ids))):
             virtual = self.virtual()
             whole = row_with(ids, self._base.vocabulary, virtual, 0)
@@ -210,9 +210,9 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         return TorchDecoder(self._base, self._head, self.virtual())
 
     def _read(self, batch: Batch, kind: ValueKind | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Hidden states (n, d) before the supervised tokens, those of the rows' ends with "row values", and log p (n,) of the tokens.
+        """Hidden states (n, d) before the supervised tokens, those at row ends with "row values", and log p (n,) of the tokens.
 
-        Padding stands on the right and attention looks left only, so no mask is needed.
+        Padding is on the right and attention is causal, so no mask is needed.
         """
         at, place = positions(batch, kind), self._base.place
         ids = torch.from_numpy(batch.ids[:, : at.width].astype(np.int64)).to(place)
@@ -224,10 +224,10 @@ class TorchSession(SessionBase[TorchAdapter, Optimizer]):
         return at_tokens, at_rows, logprobs
 
     def _checkpointing(self, on: bool) -> None:
-        """Blocks that compute their activations again in the backward pass, or do not.
+        """Turn gradient checkpointing of the blocks on or off.
 
-        Set on the blocks themselves: the model's own switch would also want gradients of the embeddings, and so a backward pass
-        through blocks below the lowest adapter.
+        Set on the blocks themselves: the model's switch would also require gradients of the embeddings, and so a backward pass
+        through the blocks below the lowest adapter.
         """
         from transformers.modeling_layers import GradientCheckpointingLayer
 

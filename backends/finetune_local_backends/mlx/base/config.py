@@ -1,8 +1,8 @@
-"""A model's config.json as mlx-lm must see it, and what mlx-lm's classes leave out. The folder itself is never changed.
+"""A model's config.json in the form mlx-lm needs, and what mlx-lm's classes do not support. The folder is never changed.
 
-mlx-lm 0.32 silently ignores `rope_parameters`, where transformers 5 keeps theta and scaling, for most families; and its
-classes fill gaps with defaults that are not always transformers'. So the config is completed by transformers' own class
-first, and theta and scaling are put back where mlx-lm looks for them.
+For most families mlx-lm 0.32 silently ignores `rope_parameters`, where transformers 5 stores theta and scaling, and its classes'
+defaults are not always those of transformers. So the config is first completed by transformers' class, and theta and scaling are
+then copied to the keys that mlx-lm reads.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from finetune_local.system.messages import msg
 
 Config = dict[str, Any]
 
-# Families whose logits a test holds against transformers'. mlx-lm has more, but some of its classes are silently wrong
-# for today's configs (glm and olmo3 are), so a family is let in by its line here, which the test picks up.
+# Families whose logits a test compares with transformers'. mlx-lm has more, but some of its classes are silently wrong for
+# current configs (such as glm and olmo3), so a family is supported only if it is listed here, which the test picks up.
 CHECKED = frozenset(
     [
         "cohere",
@@ -48,7 +48,7 @@ CHECKED = frozenset(
         "stablelm",
     ]
 )
-# What transformers 5 calls otherwise than mlx-lm's classes.
+# Keys that transformers 5 and mlx-lm's classes name differently.
 _RENAMED = {"num_local_experts": "num_experts"}
 
 
@@ -60,7 +60,7 @@ def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
         raise ModelError(
             msg("{folder}: no 'model_type', so the kind of model is unknown.", folder=folder / "config.json")
         )
-    if raw.get("model_file"):  # (`auto_map`'s code is never needed: the families below are built in)
+    if raw.get("model_file"):  # (the code named by `auto_map` is never needed: these families are built in)
         raise ModelError(msg("{folder}: this model requires its own code, which is not run here.", folder=folder))
     if raw.get("quantization") or raw.get("quantization_config"):
         raise ModelError(
@@ -83,7 +83,7 @@ def read_config(folder: Path, rope_factor: float = 1.0) -> Config:
 
 
 def normalised(config: Config) -> Config:
-    """theta, scaling and the pattern of sliding layers where mlx-lm reads them; nested text configs too."""
+    """The config with theta, scaling and the pattern of sliding layers under mlx-lm's keys; also in nested text configs."""
     result = dict(config)
     for part in ("text_config", "llm_config", "language_config"):
         if isinstance(result.get(part), dict):
@@ -113,9 +113,9 @@ def normalised(config: Config) -> Config:
 
 
 def longest(config: Config, arguments: object) -> int | None:
-    """The longest text this model is computed rightly for, or None for any.
+    """The longest text, in tokens, that this model computes correctly; None for any.
 
-    Some of mlx-lm's classes know no sliding window; up to the window's length that makes no difference.
+    Some of mlx-lm's classes have no sliding window, which makes no difference up to the window's length.
     """
     text = config.get("text_config") or config
     window = text.get("sliding_window")
@@ -130,7 +130,7 @@ def longest(config: Config, arguments: object) -> int | None:
 
 
 def _completed(folder: Path, raw: Config) -> Config:
-    """What transformers' class makes of it: every default filled in; the raw values where it knows no such family."""
+    """The config completed with the defaults of transformers' class; unchanged if transformers has no such family."""
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -149,7 +149,7 @@ def _completed(folder: Path, raw: Config) -> Config:
 
 
 def _check_activation(config: Any, family: str) -> None:
-    """mlx-lm's classes have their family's activation built in; refuse a config that asks for another."""
+    """Refuse a config with another activation than the one built into mlx-lm's class."""
     alike = {"gelu_new": "gelu_pytorch_tanh", "gelu_fast": "gelu_pytorch_tanh", "swish": "silu"}
     for field in ("hidden_act", "hidden_activation", "activation_function"):
         usual, needed = getattr(type(config), field, None), getattr(config, field, None)
@@ -165,7 +165,7 @@ def _check_activation(config: Any, family: str) -> None:
 
 
 def _period(types: list[str]) -> int:
-    """mlx-lm takes "every n-th layer is full"; any other arrangement is refused rather than computed wrongly."""
+    """The n of mlx-lm's "every n-th layer has full attention"; any other pattern is refused rather than computed wrongly."""
     full = [index for index, kind in enumerate(types) if kind != "sliding_attention"]
     period = full[0] + 1 if full else 0
     if not full or full != list(range(period - 1, len(types), period)):

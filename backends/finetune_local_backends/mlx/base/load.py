@@ -1,4 +1,4 @@
-"""Load a Hugging Face folder into mlx-lm's classes at a base precision. Safetensors only; no code of the folder is run."""
+"""Load a Hugging Face folder into mlx-lm's classes in a precision. Safetensors only; code in the folder is not run."""
 
 from __future__ import annotations
 
@@ -75,12 +75,12 @@ def load(
 
 
 def _check_scaled(folder: Path, module: nn.Module, config: Config) -> None:
-    """Raise Unsupported where positions are scaled and mlx-lm's class leaves that out, as it does in silence for some families."""
+    """Raise Unsupported if positions are scaled but mlx-lm's class silently ignores it, as for some families."""
     scaling = (config.get("text_config") or config).get("rope_scaling") or {}
     kind = scaling.get("rope_type", "default")
     if kind in ("default", "mrope"):
         return
-    # Of YaRN mlx-lm leaves these two out, of LongRoPE the factors for short texts.
+    # mlx-lm ignores these two fields of YaRN, and LongRoPE's factors for short texts.
     if kind == "longrope" or scaling.get("attention_factor") is not None or scaling.get("truncate") is False:
         raise Unsupported(
             msg(
@@ -124,7 +124,7 @@ class _AsStored:
 
 
 def _head_of(found: dict[str, mx.array]) -> tuple[str | None, bool]:
-    """The head that is stored, and whether it is the embedding once more."""
+    """The stored head, and whether it is a copy of the embedding."""
     head = next((name for name in found if name.endswith("lm_head.weight")), None)
     table = next((name for name in found if is_embedding(name.removesuffix(".weight"))), None)
     if head is None or table is None or found[head].shape != found[table].shape:
@@ -133,7 +133,7 @@ def _head_of(found: dict[str, mx.array]) -> tuple[str | None, bool]:
 
 
 def _untied(config: Config) -> Config:
-    """A head that is stored and differs from the embedding is the model's, as in transformers, though the config says that it is tied."""
+    """The config with an untied head. As in transformers, a stored head that differs from the embedding is used."""
     nested = config.get("text_config")
     inner = {"text_config": {**nested, "tie_word_embeddings": False}} if isinstance(nested, dict) else {}
     return {**config, **inner, "tie_word_embeddings": False}
@@ -163,9 +163,9 @@ def _check_names(
     named: dict[str, mx.array],
     copy: str | None,
 ) -> None:
-    """Raise ModelError where the class has weights that are not stored, or leaves out some that are, also in its sanitize().
+    """Raise ModelError if weights of the class are not stored, or if it drops stored ones, also in its sanitize().
 
-    `copy` is a head that is the embedding once more; it is taken out of `named` where the class has no head.
+    `copy` is a head that equals the embedding; it is removed from `named` if the class has no head.
     """
     known = dict(tree_flatten(module.parameters()))  # type: ignore[no-untyped-call] # without what a class computes itself
     if copy is not None and copy not in known:
@@ -190,12 +190,12 @@ def _check_names(
 
 
 def _check_finite(folder: Path, weights: Mapping[str, mx.array]) -> None:
-    """Raise ModelError where a weight holds NaN or infinity: every loss would be NaN."""
+    """Raise ModelError if a weight contains NaN or infinity: every loss would be NaN."""
     floats = {name: array for name, array in weights.items() if mx.issubdtype(array.dtype, mx.floating)}
     sums = {name: mx.sum(array) for name, array in floats.items()}
     mx.eval(sums)
     for name, total in sums.items():
-        # A sum is one fast pass, and finite only if all numbers are; but finite numbers can have an infinite sum.
+        # A sum is one fast pass. It is finite only if all numbers are, but finite numbers can have an infinite sum.
         if not math.isfinite(float(cast(float, total.item()))):
             bad = int(cast(int, mx.sum(mx.logical_not(mx.isfinite(floats[name]))).item()))
             if bad:
@@ -221,7 +221,7 @@ def _build(folder: Path, config: Config) -> tuple[nn.Module, Any]:
 
 
 def _check_stretched(module: nn.Module, config: Config) -> None:
-    """Raise Unsupported where mlx-lm's class leaves out the scaling of positions that the config asks for."""
+    """Raise Unsupported if mlx-lm's class ignores the scaling of positions in the config."""
     scale = 1.0 / float((config.get("text_config") or config)["rope_scaling"]["factor"])
     found = [part for _, _, part in walk(module) if isinstance(part, nn.RoPE)]
     if not found or any(abs(part.scale - scale) > 1e-9 for part in found):
@@ -235,7 +235,7 @@ def _check_stretched(module: nn.Module, config: Config) -> None:
 
 
 def _read_weights(folder: Path) -> dict[str, mx.array]:
-    """Every tensor under its name in the folder; read from disk only when computed with."""
+    """Every tensor by its name in the folder; read from disk lazily."""
     weights: dict[str, mx.array] = {}
     for file in weight_files(folder):
         try:
@@ -258,11 +258,11 @@ def _as_float32(tensor: Stored) -> mx.array:
 
 
 def _quantise(folder: Path, module: nn.Module, quantised: Callable[[str, Any], nn.Module]) -> None:
-    """Replace the linear layers of the blocks, one after another; embeddings and head stay as they are."""
+    """Quantise the linear layers of the blocks one by one; embeddings and head are not quantised."""
     for path, place, part in list(walk(module)):
         if block_of(path) is None or not hasattr(part, "to_quantized") or isinstance(part, nn.Embedding):
             continue
-        _check_finite(folder, {f"{path}.weight": part.weight})  # packed, a number that is none looks like any other
+        _check_finite(folder, {f"{path}.weight": part.weight})  # once packed, NaN looks like any other number
         layer = quantised(path, part)
         layer.freeze()
         mx.eval(layer.parameters())  # type: ignore[no-untyped-call]
@@ -270,7 +270,7 @@ def _quantise(folder: Path, module: nn.Module, quantised: Callable[[str, Any], n
 
 
 def _nf4(path: str, layer: Any) -> nn.Module:
-    """bitsandbytes' 4 bits."""
+    """Quantise to bitsandbytes' NF4."""
     if not isinstance(layer, nn.Linear):
         raise Unsupported(
             msg(
@@ -283,7 +283,7 @@ def _nf4(path: str, layer: Any) -> nn.Module:
 
 
 def _affine(bits: int, device: Device) -> Callable[[str, Any], nn.Module]:
-    """MLX's own groups."""
+    """Quantise to MLX's affine groups."""
 
     def quantised(path: str, layer: Any) -> nn.Module:
         width = int(layer.weight.shape[-1])
@@ -307,13 +307,13 @@ def _affine(bits: int, device: Device) -> Callable[[str, Any], nn.Module]:
 
 
 def _repair(module: nn.Module, family: str) -> None:
-    """Where a class of mlx-lm computes something else than the family's reference."""
+    """Fix modules in which a class of mlx-lm differs from the family's reference."""
     if family != "gemma":
         return
     from mlx_lm.models import gemma
 
     class TanhMlp(gemma.MLP):  # type: ignore[misc] # mlx_lm is untyped
-        """Gemma's MLP with the tanh approximation of GELU that it was trained with; mlx-lm has the exact one."""
+        """Gemma's MLP with the tanh approximation of GELU that it was trained with; mlx-lm uses exact GELU."""
 
         def __call__(self, x: mx.array) -> mx.array:
             return cast(mx.array, self.down_proj(nn.gelu_approx(self.gate_proj(x)) * self.up_proj(x)))
@@ -326,7 +326,7 @@ def _repair(module: nn.Module, family: str) -> None:
 def _mapped(
     module: nn.Module, found: dict[str, mx.array], named: dict[str, mx.array], config: Config, arguments: Any
 ) -> Model:
-    """Where each weight of the folder went: mlx-lm renames some, but hands on the same array objects."""
+    """The place of each weight of the folder. mlx-lm renames some, but keeps the same array objects."""
     source = {id(array): name for name, array in found.items()}
     places: dict[str, Place] = {}
     modules: dict[int, Place] = {}
@@ -335,7 +335,7 @@ def _mapped(
             modules[id(value)] = place
         elif path in named and id(named[path]) in source:
             places[source[id(named[path])]] = place
-    # A head stored beside the embedding it is tied to is dropped by mlx-lm: it stands for the embedding.
+    # mlx-lm drops a head stored beside the embedding that it is tied to.
     embedding = next((n for n in places if n.endswith(("embed_tokens.weight", "wte.weight"))), None)
     tied = {n: embedding for n in found if n.endswith("lm_head.weight") and n not in places and embedding}
     text = getattr(module, "language_model", module)

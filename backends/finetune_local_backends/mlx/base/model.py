@@ -1,4 +1,4 @@
-"""A loaded base model: mlx-lm's module, its body and head, and where each weight of the folder went."""
+"""A loaded base model: mlx-lm's module, its body and head, and the place of each weight of the folder."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ EMBEDDINGS = ("embed_tokens.weight", "wte.weight")
 
 @dataclass
 class Place:
-    """Where something lies in a module: an entry of a module, a list or a dict."""
+    """A place in a module tree: an entry of a module, a list or a dict."""
 
     owner: Any
     key: Any
 
     def get(self) -> Any:
-        """What is there."""
+        """The object at this place."""
         return self.owner[self.key]
 
     def put(self, value: Any) -> None:
-        """Put something else there."""
+        """Replace the object at this place."""
         self.owner[self.key] = value
 
 
 @dataclass
 class Model:
-    """The module and the maps into it, made before any adapter changes the tree.
+    """The module and maps into it, created before any adapter changes the tree.
 
-    `weights` maps the names in the folder to places of arrays; `modules` maps a module's object id to its own place;
-    `config` is the text part of the config as mlx-lm sees it.
+    `weights` maps names in the folder to places of arrays; `modules` maps a module's object id to its place; `config` is the text part
+    of the config in mlx-lm's form.
     """
 
     module: nn.Module
@@ -59,9 +59,9 @@ class Model:
         self._path_of = {id(part): path for path, _, part in parts}
 
     def place_of(self, name: str) -> Place:
-        """The place of any module by its Hugging Face name, such as model.layers.0.self_attn. Raises ModelError.
+        """The place of a module by its Hugging Face name, such as model.layers.0.self_attn. Raises ModelError.
 
-        mlx-lm renames some: a weight below it shows where it went, as far as both names end alike.
+        mlx-lm renames some modules; the place of a weight below it, whose name ends the same, determines it.
         """
         for weight, place in self.weights.items():
             tail = weight.removeprefix(name + ".")
@@ -77,7 +77,7 @@ class Model:
         )
 
     def dense(self, name: str) -> mx.array:
-        """A weight by its name in the folder as it is computed with, fp32. Raises ModelError where it is missing."""
+        """A weight by its name in the folder, dequantised, fp32. Raises ModelError if it is missing."""
         place = self.weights.get(self.embedding_of(name) or name)
         if place is None:
             raise ModelError(
@@ -91,7 +91,7 @@ class Model:
         return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else dense_weight(place.owner)
 
     def embedding_of(self, head: str) -> str | None:
-        """The embedding's weight, where it is also that of the head and no weight `head` exists; by names in the folder."""
+        """The name of the embedding's weight if the head is tied to it and no weight `head` exists; names as in the folder."""
         if head in self.weights or head.removesuffix(".weight").rsplit(".", 1)[-1] not in HEADS:
             return None
         return self.tied.get(head) or next((name for name in self.weights if name.endswith(EMBEDDINGS)), None)
@@ -108,7 +108,7 @@ class Model:
 
     @property
     def embedding_scale(self) -> float:
-        """What the body multiplies embeddings with where transformers' embedding does it itself (Gemma); 1 for most."""
+        """The body's factor for embeddings, which transformers' embedding applies itself (Gemma); 1 for most models."""
         family = getattr(self.text.args, "model_type", "")
         if not family.startswith("gemma"):
             return 1.0
@@ -119,11 +119,11 @@ class Model:
 
     @property
     def width(self) -> int:
-        """Width of the embedding's rows; 0 where no embedding has a known name."""
+        """Width of the embedding's rows; 0 if no embedding has a known name."""
         return next((int(p.get().shape[1]) for name, p in self.weights.items() if name.endswith(EMBEDDINGS)), 0)
 
     def linear(self, target: Target) -> Place:
-        """The place of a target's linear layer; a size of 0 is unknown. Raises ModelError where there is none, or of another shape."""
+        """The place of a target's linear layer. A size of 0 means unknown. Raises ModelError if it is missing or has another shape."""
         weight = self.weights.get(target.module + ".weight")
         layer = weight.owner if weight else None
         if layer is None or not isinstance(layer, nn.Linear | nn.QuantizedLinear | Nf4Linear):
@@ -144,7 +144,7 @@ class Model:
         return self.modules[id(layer)]
 
     def check_length(self, length: int) -> None:
-        """Raise Unsupported where a text is longer than mlx-lm's class computes rightly."""
+        """Raise Unsupported if a text is longer than mlx-lm's class computes correctly."""
         if self.longest is not None and length > self.longest:
             raise Unsupported(
                 msg(
@@ -157,12 +157,12 @@ class Model:
 
     @property
     def text(self) -> Any:
-        """The part that computes logits: a language model inside a wrapper for images, or the module itself."""
+        """The module that computes logits: the language model inside a multimodal wrapper, or the module itself."""
         return getattr(self.module, "language_model", None) or self.module
 
     @property
     def body_name(self) -> str:
-        """The attribute that holds the body. Raises Unsupported where there is none of a known name."""
+        """The name of the body's attribute. Raises Unsupported if none of the known names exists."""
         for name in _BODIES:
             if isinstance(getattr(self.text, name, None), nn.Module):
                 return name
@@ -176,7 +176,7 @@ class Model:
         return cast(mx.array, body(ids, cache=cache))
 
     def head(self, hidden: mx.array) -> mx.array:
-        """Logits of hidden states, by the model's own code: caps and scales included, whatever the family."""
+        """Logits of hidden states by the model's own code, which includes its family's caps and scales."""
         text, name = self.text, self.body_name
         body = getattr(text, name)
         text[name] = _Given(body, hidden)
@@ -192,7 +192,7 @@ class Model:
 
 
 class _Given(nn.Module):
-    """Stands in for the body and returns hidden states that are computed already."""
+    """A replacement for the body that returns precomputed hidden states."""
 
     def __init__(self, body: nn.Module, hidden: mx.array) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -215,7 +215,7 @@ def shape_of(layer: nn.Module) -> tuple[int, int]:
 
 
 def dense_weight(layer: nn.Module) -> mx.array:
-    """A linear layer's weight, (out, in) fp32, dequantised where it is quantised."""
+    """A linear layer's weight (out, in), fp32, dequantised if necessary."""
     if isinstance(layer, Nf4Linear):
         return layer.dense(mx.float32)
     weight = layer.weight
@@ -225,7 +225,7 @@ def dense_weight(layer: nn.Module) -> mx.array:
 
 
 def walk(module: nn.Module) -> Iterator[tuple[str, Place, Any]]:
-    """Every module and array below a module: its dotted path, its place and itself."""
+    """Every module and array below a module, as (dotted path, place, object)."""
     yield from _walk(module, "")
 
 
@@ -240,14 +240,14 @@ def _walk(owner: Any, prefix: str) -> Iterator[tuple[str, Place, Any]]:
 
 
 def embedding(model: Model) -> Any:
-    """The module at the embedding's place, wrapped or not."""
+    """The embedding module, wrapped or not."""
     place = next(place for name, place in model.weights.items() if name.endswith(EMBEDDINGS))
     return model.modules[id(place.owner)].get()
 
 
 @contextmanager
 def noisy(model: Model, noise: Floats | None) -> Iterator[None]:
-    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is."""
+    """Within this context `noise` (rows, length or more, d) is added to the embedding's output, unless it is None."""
     if noise is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""Frozen linear layers stored in 4 or 8 bits and made dense when they are used; the dense weight is not kept."""
+"""Frozen linear layers stored in 4 or 8 bits and dequantised when used; the dense weight is not kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_local_backends.mlx import kernels
 
 
 class CpuQuantizedLinear(nn.QuantizedLinear):
-    """MLX's affine groups, unpacked for products of many rows.
+    """MLX's affine groups, dequantised for products of many rows.
 
     MLX's quantised product on a CPU runs at a hundredth of BLAS's speed; unpacking costs as much as a few rows.
     """
@@ -34,14 +34,14 @@ class CpuQuantizedLinear(nn.QuantizedLinear):
 
 
 class Nf4Linear(nn.Module):
-    """4 bits: QLoRA's NormalFloat with doubly quantised scales, of the same numbers as torch's bitsandbytes has.
+    """4 bits: QLoRA's NormalFloat with doubly quantised scales; the same numbers as bitsandbytes'.
 
-    `weight` (blocks, 32) uint8 are the codes of each block of 64 weights, the last one filled up with zeros; `scales`,
-    `ranges` and `offset` are those of spec/numerics/nf4.py.
+    `weight` (blocks, 32) uint8 has the codes of each block of 64 weights, the last block padded with zeros; `scales`, `ranges` and
+    `offset` are those of spec/numerics/nf4.py.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
-        """The layer's weight is quantised from the type it has, its bias kept."""
+        """Quantise the layer's weight from its type; its bias is kept."""
         super().__init__()  # type: ignore[no-untyped-call]
         self.out_features, self.in_features = (int(n) for n in layer.weight.shape)
         packed = nf4.quantise(np.array(layer.weight.astype(mx.float32)))
@@ -68,12 +68,12 @@ class Nf4Linear(nn.Module):
 
 @cache
 def _pairs() -> mx.array:
-    """What a byte of codes stands for, (256, 2)."""
+    """The two values of each byte of codes, (256, 2)."""
     return mx.array(nf4.pair_table())
 
 
 def _product(x: mx.array, dense: Callable[[], mx.array]) -> mx.array:
-    """x·Wᵀ for a frozen W (out, in), which is made again for the backward pass instead of kept."""
+    """x·Wᵀ for a frozen W (out, in), which is dequantised again in the backward pass instead of saved."""
 
     @mx.custom_function
     def product(x: mx.array) -> mx.array:

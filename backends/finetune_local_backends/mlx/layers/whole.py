@@ -1,4 +1,4 @@
-"""Whole copies of embeddings, heads and norms on MLX; which ones, see spec/low_rank/full_copies.py."""
+"""Full copies of embeddings, heads and norms on MLX, as selected by spec/low_rank/full_copies.py."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ HEAD_WEIGHT = "head_weight"
 
 
 class WholeLayer(AdapterLayer):
-    """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used.
+    """A trained weight (and a norm's bias) that replaces the module's; fp32, cast to the base's type when used.
 
-    A head tied to an embedding computes with its own copy, `head_weight`, where there is one, else with the base's.
+    A head tied to an embedding uses a separate copy, `head_weight`, if there is one, otherwise the base's weight.
     """
 
     weight: mx.array
@@ -47,7 +47,7 @@ class WholeLayer(AdapterLayer):
         return result
 
     def refresh(self, base: Any) -> None:
-        """Cast once what is not trained, since a table is big."""
+        """Cast untrained copies once, since tables are large."""
         self._cast = {}
         for name in self.names:
             own, dtype = getattr(self, name), base["weight"].dtype
@@ -57,7 +57,7 @@ class WholeLayer(AdapterLayer):
 
     @contextmanager
     def _instead(self, base: Any, names: Mapping[str, str]) -> Iterator[None]:
-        """Within it the module has arrays of this layer: `names` says which in the place of which."""
+        """Within this context arrays of this layer replace the module's; `names` maps the module's names to the layer's."""
         before = {name: base[name] for name in names}
         try:
             for name, array in before.items():
@@ -71,7 +71,7 @@ class WholeLayer(AdapterLayer):
 
 
 def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, AdapterLayer]]:
-    """The layers, with their places, by the modules they go to. Raises ModelError where the model has no such weight."""
+    """The layers and their places by module name. Raises ModelError if the model has no such weight."""
     names: dict[str, dict[str, str]] = {}
     places: dict[str, Place] = {}
     for target in plan.targets:
@@ -80,7 +80,7 @@ def whole_layers(model: Model, plan: AdapterPlan) -> dict[str, tuple[Place, Adap
         tied = model.embedding_of(target.module)
         place = model.weights.get(tied or target.module)
         owner = place.owner if place else None
-        first = 1 if is_table(target) else 0  # a table may have other rows
+        first = 1 if is_table(target) else 0  # a table may have another number of rows
         if (
             place is None
             or not isinstance(owner, nn.Module)

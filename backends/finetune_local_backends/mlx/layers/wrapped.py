@@ -1,7 +1,7 @@
 """Modules of a base wrapped for adapter layers.
 
-A tuner that works at modules (linear layers, embeddings, norms, a block's attention or MLP) writes AdapterLayers and an attach()
-that says which layer goes to which module:
+A tuner that works at modules (linear layers, embeddings, norms, a block's attention or MLP) defines AdapterLayers and an attach()
+that maps modules to layers:
 
     class Scaled(AdapterLayer):
         scale: mx.array
@@ -15,7 +15,7 @@ that says which layer goes to which module:
     def attach(base, plan, tensors):
         return MlxLayers(tensors, [(base.linear(t), Scaled(t.module)) for t in plan.targets])
 
-`MlxLayers` does the rest. With no active layer a wrapped module is its module.
+`MlxLayers` does the rest. Without an active layer a wrapped module behaves like the module itself.
 """
 
 from __future__ import annotations
@@ -37,52 +37,52 @@ from finetune_local_backends.multi_adapter import MIXED, Rows
 
 
 class AdapterLayer:
-    """One adapter's part at one wrapped module.
+    """One adapter's layer at one wrapped module.
 
-    `names` says which attributes hold arrays, and under which names these are on disk; several layers may name one tensor.
-    `rate` is the chance of dropout, `key` its random numbers in this micro-batch, None where it is off.
+    `names` maps attributes with arrays to their names on disk; several layers may share a tensor. `rate` is the dropout probability,
+    `key` the random key of this micro-batch, None if dropout is off.
     """
 
     shares_base = False
-    """Whether from_output() exists: the output can be made from the module's own."""
+    """Whether from_output() is implemented: the output can be computed from the module's output."""
 
     def __init__(self, module: str, names: Mapping[str, str], rate: float = 0.0) -> None:
-        """`module` is the Hugging Face name of the module it goes to."""
+        """`module` is the Hugging Face name of its module."""
         self.module, self.names, self.rate = module, dict(names), rate
         self.key: mx.array | None = None
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
-        """The output with this adapter of the module `base` for these arguments."""
+        """The output of the module `base` with this adapter."""
         raise NotImplementedError
 
     def as_linear(self, base: Any, x: mx.array) -> mx.array:
-        """At an embedding: its product as a tied head, (..., width) to (..., vocabulary); the base's where a tuner keeps it."""
+        """At an embedding used as a tied head: (..., width) to (..., vocabulary); by default the base's product."""
         result: mx.array = base.as_linear(x)
         return result
 
     def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """__call__() where y = base(x) is known, for the rows of several adapters at once."""
+        """__call__() given y = base(x), which is computed once for the rows of several adapters."""
         raise NotImplementedError
 
     def update(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """What is added to y = base(x), in a tuner whose adapters can be summed; the output's shape."""
+        """The update added to y = base(x), in the output's shape; for tuners whose adapters can be summed."""
         raise NotImplementedError
 
     def head_update(self, base: Any, x: mx.array) -> mx.array | None:
-        """The same for as_linear(), fp32; None for nothing."""
+        """The update for as_linear(), fp32, or None."""
         return None
 
     def fill(self, parameters: Mapping[str, mx.array]) -> None:
-        """Take those of its arrays that are in `parameters`."""
+        """Set those of its arrays that are in `parameters`."""
         for attribute, name in self.names.items():
             if name in parameters:
                 setattr(self, attribute, parameters[name])
 
     def refresh(self, base: Any) -> None:
-        """Called after the arrays changed, for what is derived from them and the base and kept between calls."""
+        """Recompute cached values derived from the arrays and the base. Called after the arrays have changed."""
 
     def penalty(self) -> mx.array | None:
-        """This layer's part of the tuner's regularisation, a scalar; None where it has none."""
+        """This layer's term of the tuner's regularisation, a scalar, or None."""
         return None
 
     def dropped(self, x: mx.array) -> mx.array:
@@ -119,7 +119,7 @@ def _added(y: mx.array, updates: Sequence[mx.array]) -> mx.array:
 
 
 class WrappedModule(nn.Module):
-    """A module of the base with the layers of adapters. All other attributes are the module's."""
+    """A module of the base with adapter layers. All other attributes are the module's."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -140,7 +140,7 @@ class WrappedModule(nn.Module):
         return result
 
     def __getattr__(self, key: str) -> Any:
-        """A model's code reads attributes of its modules."""
+        """The module's attribute: a model's code reads attributes of its modules."""
         if key in self:
             return self[key]
         if "base" not in self:
@@ -154,7 +154,7 @@ class MlxLayers(LayeredAdapter[mx.array, AdapterLayer], MlxAdapter):
     wrapper = WrappedModule
 
     def __init__(self, tensors: Mapping[str, Floats], layers: Sequence[tuple[Place, AdapterLayer]]) -> None:
-        """`layers` with the places of the modules they go to, one layer for a place."""
+        """`layers` are pairs of a module's place and its layer, one layer per place."""
         # In one order wherever they come from: the gradient's norm is a sum, and resuming must be exact.
         parameters: dict[str, mx.array] = {}
         for name in sorted(tensors):
@@ -207,7 +207,7 @@ class SplitLayer(AdapterLayer):
         self.parts: dict[int, AdapterLayer] = {}
 
     def __call__(self, base: Any, *args: Any, **kwargs: Any) -> Any:
-        """The base is computed once for all where the layers can use its output, else for each part."""
+        """Compute the base once for all rows if every layer can use its output, otherwise once per part."""
         rows = self._rows
         if not any(isinstance(a, mx.array) and a.shape[:1] == (rows.total,) for a in (*args, *kwargs.values())):
             raise Unsupported(MIXED)
@@ -224,7 +224,7 @@ class SplitLayer(AdapterLayer):
 
 
 def _of_rows(value: Any, part: slice, total: int) -> Any:
-    """Arguments with only these rows of every array that has one for each row."""
+    """The arguments with every array that has one entry per row cut to these rows."""
     if isinstance(value, mx.array):
         return value[part] if value.shape[:1] == (total,) else value
     if isinstance(value, tuple | list):

@@ -1,8 +1,8 @@
-"""The two moments AdamW keeps for a parameter: in fp32, or in 8 bits, block by block.
+"""AdamW's two moments of a parameter, in fp32 or blockwise in 8 bits.
 
-8 bits as bitsandbytes' AdamW8bit has them (Dettmers et al. 2021, arXiv:2110.02861, section 2): blocks of 256 numbers share a
-range; the first moment is stored with a sign, the second without; parameters of fewer than 4096 numbers stay in fp32. A step
-computes in fp32 and updates the parameter before the moments are rounded again.
+8 bits as in bitsandbytes' AdamW8bit (Dettmers et al. 2021, arXiv:2110.02861, section 2): blocks of 256 numbers share a range; the
+first moment is stored signed, the second unsigned; parameters of fewer than 4096 numbers stay in fp32. A step computes in fp32
+and updates the parameter before the moments are rounded again.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from finetune_local_backends.mlx.kernels import dequantise_8bit, quantise_8bit
 MEAN, SQUARE = "exp_avg.", "exp_avg_sq."
 MEAN_RANGES, SQUARE_RANGES = "exp_avg_absmax.", "exp_avg_sq_absmax."
 LEAST = 4096
-"""How many numbers a parameter must have for its moments to be stored in 8 bits; bitsandbytes' min_8bit_size."""
-_CHUNK = 1 << 20  # numbers computed at once in fp32; whole blocks
-_STRIDES = (1, 1, BLOCK, 1, BLOCK)  # how many of them an entry stands for: parameter, both indices and their ranges
+"""Smallest size of a parameter whose moments are stored in 8 bits; bitsandbytes' min_8bit_size."""
+_CHUNK = 1 << 20  # numbers updated at once in fp32; a multiple of the block size
+_STRIDES = (1, 1, BLOCK, 1, BLOCK)  # numbers per entry of: parameter, both indices and their ranges
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Step:
     def advance(
         self, parameter: mx.array, gradient: mx.array, mean: mx.array, square: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """The parameter and its moments after the update, number by number; all of one shape."""
+        """The updated parameter and moments, elementwise; all of one shape."""
         gradient = gradient * self.factor
         mean = self.beta1 * mean + (1 - self.beta1) * gradient
         square = self.beta2 * square + (1 - self.beta2) * mx.square(gradient)
@@ -48,18 +48,18 @@ class Step:
 
 
 class Moments(Protocol):
-    """The state of one parameter. It never changes: an update makes a new one, so that a step can be undone."""
+    """The state of one parameter. It is immutable: an update returns a new one, so that a step can be undone."""
 
     def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
-        """The parameter after the update, in its shape, and its new moments."""
+        """The updated parameter, in its shape, and the new moments."""
         ...
 
     def arrays(self) -> dict[str, mx.array]:
-        """All that is kept, under the prefix it is saved by."""
+        """The arrays to save, by prefix."""
         ...
 
     def replaced(self, arrays: dict[str, mx.array]) -> Moments:
-        """The same kind from what arrays() returned."""
+        """Moments of the same kind from what arrays() returned."""
         ...
 
 
@@ -96,7 +96,7 @@ class EightBit:
     _PREFIXES: ClassVar = (MEAN, MEAN_RANGES, SQUARE, SQUARE_RANGES)
 
     def advance(self, parameter: mx.array, gradient: mx.array, step: Step) -> tuple[mx.array, Moments]:
-        """See Moments. A large parameter is computed in chunks, so that its moments are never in fp32 as a whole."""
+        """See Moments. A large parameter is updated in chunks, so that its moments are never entirely in fp32."""
         shape, slope = parameter.shape, gradient.reshape(-1)
         now = [
             parameter.reshape(-1),
@@ -112,7 +112,7 @@ class EightBit:
                 starts = [start // stride for stride in _STRIDES]
                 chunk = [a[s : s + _CHUNK // n] for a, s, n in zip(now, starts, _STRIDES, strict=True)]
                 chunk = _advance(chunk, slope[start : start + _CHUNK], step)
-                mx.eval(chunk)  # with no view of `now` left, the next line writes in place, after the first time
+                mx.eval(chunk)  # without a view of `now`, the next line writes in place from the second chunk on
                 now = [mx.slice_update(a, c, mx.array([s]), (0,)) for a, c, s in zip(now, chunk, starts, strict=True)]
                 mx.eval(now)
         new, mean, mean_ranges, square, square_ranges = now
@@ -139,7 +139,7 @@ def new_moments(parameter: mx.array, eight_bit: bool) -> Moments:
 
 
 def _advance(now: list[mx.array], gradient: mx.array, step: Step) -> list[mx.array]:
-    """The parameter, indices and ranges of the mean, those of the square, after the update; all flat."""
+    """The updated parameter, and the indices and ranges of both moments; all flat."""
     parameter, mean, mean_ranges, square, square_ranges = now
     means, squares = dequantise_8bit(mean, mean_ranges), dequantise_8bit(square, square_ranges, signed=False)
     parameter, means, squares = step.advance(parameter, gradient, means, squares)

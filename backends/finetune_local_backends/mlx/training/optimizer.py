@@ -1,4 +1,4 @@
-"""AdamW with bias correction, number for number as torch's, and with 8-bit states as bitsandbytes'.
+"""AdamW with bias correction, equal to torch's in every number, and with 8-bit states equal to bitsandbytes'.
 
 Loshchilov & Hutter 2019, arXiv:1711.05101, algorithm 2; how the states are stored is in moments.py. A step is undone from
 references to the old arrays, since arrays never change.
@@ -25,11 +25,11 @@ from finetune_local_backends.undo import affordable, all_or_nothing, track_again
 State = dict[str, npt.NDArray[np.generic]]
 STEP = "step"
 GROUP_BYTES = 64 << 20
-"""Bytes of parameters that are updated at once, or one parameter."""
+"""Bytes of parameters that are updated together; a larger parameter forms a group alone."""
 
 
 class AdamW:
-    """States under the parameters' names, in 8 bits where the settings say adamw-8bit; `step` counts the updates made."""
+    """States by the parameters' names, in 8 bits for adamw-8bit; `step` counts the updates."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class AdamW:
         settings: TrainingSettings,
         lr_multipliers: Mapping[str, float] | None = None,
     ) -> None:
-        """`lr_multipliers` are factors of the learning rate, and so of the decay, for the names that have one other than 1."""
+        """`lr_multipliers` are factors of the learning rate, and so of the decay, for parameters whose factor is not 1."""
         self._settings, self._lr_multipliers = settings, dict(lr_multipliers or {})
         eight_bit = settings.optimizer == "adamw-8bit"
         self._moments = {name: new_moments(p, eight_bit) for name, p in parameters.items()}
@@ -46,10 +46,10 @@ class AdamW:
     def update(
         self, parameters: dict[str, mx.array], gradients: dict[str, mx.array], factor: float, rate: float
     ) -> None:
-        """Update those of `parameters` it was made for, with gradients times `factor`; the gradients are dropped.
+        """Update its parameters among `parameters` with gradients times `factor`; the gradients are dropped.
 
-        Tensors are computed in groups of bounded size, so that full fine-tuning never has its states in memory twice. A failure in a later
-        group leaves the earlier ones written: see undo.py. The largest come first, so that the others use the memory they free.
+        Tensors are updated in groups of bounded size, so that full fine-tuning never has its states in memory twice. A failure in a later
+        group leaves the earlier ones written; see writing(). The largest come first, so that the others reuse their memory.
         """
         s, step = self._settings, self._step + 1
         corrections = 1 - s.beta1**step, math.sqrt(1 - s.beta2**step)
@@ -65,7 +65,7 @@ class AdamW:
         self._step = step
 
     def moment(self) -> tuple[int, dict[str, Moments]]:
-        """Its state now, without a copy; for return_to()."""
+        """The current state, without a copy; for return_to()."""
         return self._step, dict(self._moments)
 
     def return_to(self, moment: tuple[int, dict[str, Moments]]) -> None:
@@ -85,7 +85,7 @@ class AdamW:
         }
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Restore what state() returned. Raises AdapterError, with nothing changed, where names, shapes or types differ."""
+        """Restore what state() returned. Raises AdapterError and changes nothing if names, shapes or types differ."""
         expected = {STEP: ((), "int64")} | {
             prefix + name: (tuple(array.shape), str(array.dtype).removeprefix("mlx.core."))
             for name, moments in self._moments.items()
@@ -122,7 +122,7 @@ class AdamW:
 
 
 def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
-    """Names of parameters, the largest first, in groups of up to GROUP_BYTES or of one."""
+    """Names of parameters, largest first, in groups of up to GROUP_BYTES or of a single one."""
     names: list[str] = []
     size = 0
     for name, own in sorted(sizes.items(), key=lambda item: -item[1]):
@@ -136,7 +136,7 @@ def _groups(sizes: Mapping[str, int]) -> Iterator[list[str]]:
 
 
 class MlxUndo:
-    """See Undo. It takes a second copy of the trained parameters and of the optimizer's states while the step writes."""
+    """See Undo. Needs memory for a second copy of the trained parameters and the optimizer's states while the step writes."""
 
     def __init__(self, work: Sequence[tuple[Training[AdamW], MlxAdapter]]) -> None:
         self._held = [
@@ -150,16 +150,16 @@ class MlxUndo:
             adapter.parameters.update(parameters)
             training.optimizer.return_to(moment)
             track_again(training.tracker, kept)
-        mx.clear_cache()  # the memory of the failed writes, for what is derived again
+        mx.clear_cache()  # free the memory of the failed writes before values are derived again
         for _, adapter, *_ in self._held:
             adapter.after_step()
 
 
 def writing(work: Sequence[tuple[Training[AdamW], MlxAdapter]], free: int) -> AbstractContextManager[None]:
-    """Around the writes of a step, of which there may be `free` more bytes: all or nothing.
+    """Context of a step's writes, with `free` bytes of memory available: all or nothing.
 
-    A whole model is not copied where memory is short (see affordable()). Then the memory for the largest group of tensors is checked
-    before the first write; each later group uses what the one before has freed. Raises OutOfMemory.
+    A whole model is not copied if memory is short (see affordable()). Instead the memory for the largest group of tensors is checked
+    before the first write; each later group reuses what the previous one has freed. Raises OutOfMemory.
     """
     sizes = [adapter.parameters[name].nbytes for training, adapter in work for name in training.trained]
     states = sum(training.optimizer.nbytes(name) for training, _ in work for name in training.trained)

@@ -1,4 +1,4 @@
-"""What one pass of the base computes with: the adapters of a step and their parameters, as MLX's functions take them."""
+"""The adapters of a step and their parameters, in the form that MLX's function transformations take."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from finetune_local_backends.multi_adapter import Rows
 
 
 class Pass:
-    """The active adapters of a step, each with the names of what it trains.
+    """The active adapters of a step, each with the names of its trained parameters.
 
-    Parameters have the adapter's number before their name, since two adapters may have tensors of one name. Of the trained ones,
-    `outside` are computed with outside the blocks, `blocks` in each block. `gradients` are those added up so far; `penalty_due`: the
-    regularisation is not in them yet.
+    Parameters are prefixed with the adapter's number, since two adapters may have tensors of the same name. Of the trained ones,
+    `outside` are used outside the blocks, `blocks` in each block. `gradients` are those accumulated so far; `penalty_due` means that they
+    do not include the regularisation yet.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Pass:
         checkpointing: bool,
         keys: Sequence[mx.array],
     ) -> None:
-        """`keys` are the random numbers of each round's dropout."""
+        """`keys` are the random keys of each round's dropout."""
         self.rows, self.checkpointing = rows, checkpointing
         self.gradients: dict[str, mx.array] = {}
         self.penalty_due = True
@@ -44,7 +44,7 @@ class Pass:
                     (self.outside if block is None else self.blocks.setdefault(block, [])).extend(used)
 
     def trained(self) -> dict[str, mx.array]:
-        """What the step trains, as it is now."""
+        """The current values of the step's trained parameters."""
         return {
             numbered(number, name): adapter.parameters[name]
             for number, (adapter, names) in enumerate(zip(self._adapters, self._trained, strict=True))
@@ -52,7 +52,7 @@ class Pass:
         }
 
     def place(self, parameters: Mapping[str, mx.array]) -> None:
-        """Make the adapters compute with these, by numbered names."""
+        """Make the adapters use these parameters, given by numbered names."""
         parts: list[dict[str, mx.array]] = [{} for _ in self._adapters]
         for name, array in parameters.items():
             number, _, own = name.partition(":")
@@ -61,7 +61,7 @@ class Pass:
             adapter.place(part)
 
     def place_own(self) -> None:
-        """Make the adapters compute with their parameters: no traced array stays in a layer."""
+        """Make the adapters use their own parameters again, so that no traced array remains in a layer."""
         for adapter in self._adapters:
             adapter.place(adapter.parameters)
 
@@ -78,23 +78,23 @@ class Pass:
             adapter.dropout(None)
 
     def penalty(self, parameters: Mapping[str, mx.array]) -> mx.array | None:
-        """The sum of the adapters' regularisation by these parameters; None where none has any."""
+        """The sum of the adapters' regularisation for these parameters, or None."""
         self.place(parameters)
         parts = [part for adapter in self._adapters if (part := adapter.penalty()) is not None]
         return mx.stack(parts).sum() if parts else None
 
     def add(self, gradients: Mapping[str, mx.array]) -> None:
-        """Add a round's gradients to those before."""
+        """Accumulate a round's gradients."""
         known = self.gradients
         self.gradients = {n: known[n] + g if n in known else g for n, g in (known | dict(gradients)).items()}
 
     def take(self, number: int) -> dict[str, mx.array]:
-        """An adapter's gradients by their own names; they are dropped here."""
+        """Remove and return an adapter's gradients, by the names without the number."""
         return {name: self.gradients.pop(numbered(number, name)) for name in self._trained[number]}
 
 
 def numbered(number: int, name: str) -> str:
-    """A parameter's name among those of several adapters."""
+    """A parameter's name, prefixed with its adapter's number."""
     return f"{number}:{name}"
 
 

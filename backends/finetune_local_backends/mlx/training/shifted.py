@@ -1,4 +1,5 @@
-"""Shifted sparse attention on MLX: while a step is computed, a function that cuts rows into groups stands in for mlx-lm's.
+"""Shifted sparse attention on MLX (LongLoRA, Chen et al. 2023, arXiv:2309.12307): during a step, a function that cuts rows into groups
+replaces mlx-lm's.
 
 Each of mlx-lm's models calls `scaled_dot_product_attention` as a name of its file, so that name is replaced there. Padding is on the
 right and groups are causal, so neither the model's mask nor one for the groups is needed.
@@ -25,7 +26,7 @@ Compute = Callable[[mx.array, mx.array, mx.array], mx.array]
 
 
 def check_known(model: Model) -> None:
-    """Raise Unsupported where the model's code does not call the function that can be exchanged."""
+    """Raise Unsupported if the model's code does not call the function that can be replaced."""
     if not _files(model):
         raise Unsupported(
             msg(
@@ -37,7 +38,7 @@ def check_known(model: Model) -> None:
 
 @contextmanager
 def shifted(model: Model, group: int) -> Iterator[None]:
-    """Within it, in forward and backward, the model attends in groups of `group` positions; 0: as usual."""
+    """Within this context, in forward and backward, the model attends in groups of `group` positions; 0: full attention."""
     if not group:
         yield
         return
@@ -52,7 +53,7 @@ def shifted(model: Model, group: int) -> Iterator[None]:
 
 
 def _files(model: Model) -> list[Any]:
-    """The files of code that the blocks come from and that know the function."""
+    """The modules of code that define the blocks and use the function."""
     names = {
         kind.__module__
         for block in model.blocks()
@@ -68,7 +69,7 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
         queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, mask: Any, sinks: Any = None
     ) -> mx.array:
         """queries (rows, heads, length, d), keys and values (rows, fewer heads, length, d) to (rows, heads, length, d)."""
-        del cache, mask  # nothing but the groups restricts
+        del cache, mask  # attention is restricted by the groups only
         if sinks is not None or queries.shape[2] != keys.shape[2]:
             raise Unsupported(
                 msg(
@@ -82,7 +83,7 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
 
         heads, known = queries.shape[1], keys.shape[1]
         plain = plain_heads(heads)
-        if known % 2:  # no half of them belongs to a half of the queries' heads
+        if known % 2:  # key heads cannot be halved along with the query heads
             keys, values = (mx.repeat(t, heads // known, axis=1) for t in (keys, values))
             known = heads
         ratio = heads // known
@@ -99,7 +100,7 @@ def _grouping(usual: Callable[..., mx.array], group: int) -> Callable[..., mx.ar
 def _by_groups(
     compute: Compute, queries: mx.array, keys: mx.array, values: mx.array, group: int, moved: bool
 ) -> mx.array:
-    """(rows, heads, length, d) each; a stretch's last group is padded on the right."""
+    """(rows, heads, length, d) each; the last group is padded on the right."""
     rows, heads = queries.shape[:2]
     done = []
     for start, end in runs(queries.shape[2], group, moved):

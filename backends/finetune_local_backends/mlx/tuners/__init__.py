@@ -1,4 +1,4 @@
-"""The arithmetic of each tuner: one file per file of spec/tuners, with an `attach()` each; see adapter.py beside the backends."""
+"""The arithmetic of each tuner: one file per file of spec/tuners, each with an `attach()`; see adapter.py beside the backends."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
 
 
 class MlxAdapter(Adapter["mx.array"]):
-    """See Adapter. MLX's arrays never change, so each update and each traced function brings new ones."""
+    """See Adapter. MLX's arrays are immutable, so each update and each traced function supplies new ones."""
 
     def tensors(self) -> dict[str, Floats]:
         """See Adapter."""
         return {name: np.array(array) for name, array in self.parameters.items()}
 
     def place(self, parameters: Mapping[str, mx.array]) -> None:
-        """Make the active adapter compute with these: all parameters, or some, beside those placed before."""
+        """Make the active adapter use these parameters: all, or some in addition to those placed before."""
         raise NotImplementedError
 
     def dropout(self, key: mx.array | None) -> None:
-        """Turn dropout on with random numbers from this key, or off."""
+        """Turn dropout on with this random key, or off with None."""
 
     def penalty(self) -> mx.array | None:
-        """The tuner's regularisation by the placed parameters, a scalar that a step adds to its loss once and does not report."""
+        """The tuner's regularisation for the placed parameters, a scalar that a step adds to its loss once and does not report."""
         return None
 
     def used(self) -> dict[int | None, list[str]]:
-        """The names of the parameters that each block computes with; under None those of the rest of the model."""
+        """The names of the parameters that each block uses; under None those used outside the blocks."""
         result: dict[int | None, list[str]] = {}
         for name in self.parameters:
             result.setdefault(block_of(name), []).append(name)

@@ -17,7 +17,7 @@ from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
 
 class AdaLoraLayer(AdapterLayer):
-    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this layer's share of the orthogonality penalty."""
+    """A (rank, in), B (out, rank), E (rank, 1); `weight` scales this layer's orthogonality penalty."""
 
     shares_base = True
     a: mx.array
@@ -35,7 +35,7 @@ class AdaLoraLayer(AdapterLayer):
 
     def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
         """The same from y = base(x)."""
-        if not self.e.size:  # everything was pruned here
+        if not self.e.size:  # all ranks of this layer were pruned
             return y
         return kernels.low_rank(y, self.dropped(x), self.a * self.e, self.b, self.scale)
 
@@ -54,7 +54,7 @@ class AdaLoraLayer(AdapterLayer):
 
 
 def _norm(matrix: mx.array) -> mx.array:
-    """Kept off zero, where the slope of a root is infinite."""
+    """The norm, kept away from zero, where the root's derivative is infinite."""
     return mx.sqrt(mx.maximum(mx.square(matrix).sum(), 1e-30))
 
 

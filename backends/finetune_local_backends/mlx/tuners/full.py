@@ -1,4 +1,4 @@
-"""Weights trained themselves, on MLX: fp32 masters, cast to the base's precision where the model computes with them."""
+"""Full fine-tuning on MLX: fp32 masters, cast to the base's precision when used."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_local_backends.mlx.tuners import MlxAdapter
 
 
 class FullAdapter(MlxAdapter):
-    """See Adapter. The base's own arrays stay in memory, so that deactivating is exact and at once."""
+    """See Adapter. The base's arrays stay in memory, so that deactivating is exact and immediate."""
 
     def __init__(self, places: dict[str, Place], parameters: dict[str, mx.array], tied: Mapping[str, str]) -> None:
         self.parameters = parameters
@@ -40,14 +40,14 @@ class FullAdapter(MlxAdapter):
                 self._places[name].put(array.astype(self._base[name].dtype))
 
     def tensors(self) -> dict[str, Floats]:
-        """See Adapter; a tied head is given twice, as in the folder."""
+        """See Adapter; a tied head is returned under both names, as in the folder."""
         result = super().tensors()
         result.update({head: result[embedding] for head, embedding in self._tied.items()})
         return result
 
 
 def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> FullAdapter:
-    """The weights of the plan. Raises Unsupported where one is quantised or stored in another form than in the folder."""
+    """See adapter.py. Raises Unsupported if a weight is quantised or has another form in memory than in the folder."""
     shapes = tuner_of(plan).shapes(plan)
     pairs = [(PREFIX + head, PREFIX + embedding) for head, embedding in base.tied.items()]
     tied = {head: embedding for head, embedding in pairs if head in shapes and embedding in shapes}
@@ -91,5 +91,5 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Ful
     parameters = {}
     for name in places:
         parameters[name] = mx.array(np.asarray(tensors[name], np.float32))
-        mx.eval(parameters[name])  # one at a time, so that a tensor made when it is read is freed again
+        mx.eval(parameters[name])  # one at a time, so that tensors computed on access are freed
     return FullAdapter(places, parameters, tied)

@@ -29,12 +29,12 @@ class ScaledOutput(AdapterLayer):
         return self.from_output(base, x, base(x))
 
     def from_output(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
-        """See AdapterLayer. The product is taken in fp32: in bf16 a factor would be 1 until it has changed by 0.4 %."""
+        """See AdapterLayer. The product is computed in fp32: in bf16 a factor would stay 1 until it has changed by 0.4 %."""
         return (y.astype(mx.float32) * self.vector.flatten()).astype(y.dtype)
 
 
 class ScaledInput(AdapterLayer):
-    """The layer of x ∘ l, with l (1, in)."""
+    """The layer applied to x ∘ l, with l (1, in)."""
 
     vector: mx.array
 

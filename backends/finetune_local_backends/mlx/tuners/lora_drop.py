@@ -17,7 +17,7 @@ from finetune_local_backends.mlx.tuners.low_rank import LowRankLayer
 
 
 class NamedLayer(LowRankLayer):
-    """A LoRA at `module` whose tensors are called after `stem`."""
+    """A LoRA at `module` whose tensors are named after `stem`."""
 
     def __init__(self, module: str, settings: LowRankSettings, stem: str) -> None:
         super().__init__(module, settings)

@@ -26,10 +26,10 @@ from finetune_local_backends.mlx.tuners import MlxAdapter
 
 
 class LowRankLayer(AdapterLayer):
-    """A (rank, in) and B (out, rank) beside a linear layer, and where the settings have them: the initial a0, b0 that are
-    subtracted (PiSSA), a trained bias (out,), and with DoRA the magnitude (out,).
+    """A (rank, in) and B (out, rank) beside a linear layer, and depending on the settings: the initial a0, b0 that are subtracted
+    (PiSSA), a trained bias (out,), and DoRA's magnitude (out,).
 
-    With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, a constant to the gradient, and `square` (out,) is ‖W‖².
+    With DoRA `norm` (out,) is ‖W + s·B·A‖ by row, constant to the gradient, and `square` (out,) is ‖W‖².
     """
 
     shares_base = True
@@ -66,7 +66,7 @@ class LowRankLayer(AdapterLayer):
         return result + (self.bias - base.bias.astype(mx.float32)) if self.has_bias else result
 
     def factors(self) -> tuple[mx.array, mx.array]:
-        """A and B of all that is added to W."""
+        """A and B of the whole update of W."""
         return _beyond(self.a, self.b, self.a0, self.b0) if self.subtracts else (self.a, self.b)
 
     def _updated(self, base: Any, x: mx.array, y: mx.array) -> mx.array:
@@ -79,7 +79,7 @@ class LowRankLayer(AdapterLayer):
         factor = self.magnitude / self.norm
         if self.key is None or self.rate == 0:
             result = factor * kernels.low_rank(plain, dropped, a, b, self.scale)
-        else:  # as in PEFT: only the part of the base that DoRA adds sees the dropped input
+        else:  # as in PEFT: of the base's part only what DoRA adds reads the dropped input
             again = base(dropped).astype(mx.float32)
             again = again if bias is None else again - bias.astype(mx.float32)
             update = kernels.low_rank(mx.zeros((), mx.float32), dropped, a, b, self.scale)
@@ -102,8 +102,8 @@ class LowRankLayer(AdapterLayer):
 
 
 class EmbeddingLayer(AdapterLayer):
-    """An embedding's rows plus s·B·A[:, token], with A (rank, vocabulary) and B (width, rank); and where the embedding is the
-    head too and that is adapted, its product plus s·B·A of another pair: A (rank, width), B (vocabulary, rank)."""
+    """An embedding's rows plus s·B·A[:, token], with A (rank, vocabulary) and B (width, rank). If the embedding is also the head and the
+    head is adapted, its product plus s·B·A of another pair: A (rank, width), B (vocabulary, rank)."""
 
     a: mx.array
     b: mx.array
@@ -113,7 +113,7 @@ class EmbeddingLayer(AdapterLayer):
     head_b0: mx.array
 
     def __init__(self, settings: LowRankSettings, embedding: str | None, head: str | None) -> None:
-        """The modules adapted: `embedding`, and `head` where it has no weight."""
+        """The adapted modules: `embedding`, and `head` if it is tied."""
         names = {"a": PREFIX + embedding + EMBEDDING_A, "b": PREFIX + embedding + EMBEDDING_B} if embedding else {}
         if head:
             names |= {"head_a": PREFIX + head + A, "head_b": PREFIX + head + B}
@@ -132,7 +132,7 @@ class EmbeddingLayer(AdapterLayer):
         return mx.zeros_like(y) if self.scale is None else self.scale * (self.a.T[x] @ self.b.T)
 
     def as_linear(self, base: Any, x: mx.array) -> mx.array:
-        """x (..., width) to (..., vocabulary); an adapted embedding leaves the head as it is, as in PEFT."""
+        """x (..., width) to (..., vocabulary); as in PEFT, an adapted embedding does not change the head."""
         y: mx.array = base.as_linear(x)
         return y if self.head_scale is None else kernels.low_rank(y, self.dropped(x), *self._head(), self.head_scale)
 
@@ -143,7 +143,7 @@ class EmbeddingLayer(AdapterLayer):
         return kernels.low_rank(mx.zeros((), mx.float32), self.dropped(x), *self._head(), self.head_scale)
 
     def _head(self) -> tuple[mx.array, mx.array]:
-        """A and B of all that is added to the head."""
+        """A and B of the whole update of the head."""
         a, b = self.head_a, self.head_b
         return _beyond(a, b, self.head_a0, self.head_b0) if self.subtracts else (a, b)
 
@@ -166,7 +166,7 @@ class BiasLayer(AdapterLayer):
 
 
 def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> MlxLayers:
-    """A, B and what else the settings have, at every target."""
+    """A, B and the other parameters of the settings, at every target."""
     settings = cast(LowRankSettings, plan.settings)
     biases = _biases(plan)
     at_embedding: dict[str, list[str | None]] = {}
@@ -197,19 +197,19 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
 
 
 def _beyond(a: mx.array, b: mx.array, a0: mx.array, b0: mx.array) -> tuple[mx.array, mx.array]:
-    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at first, in bf16 too."""
+    """A and B of B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: small numbers, and exactly zero at the start, also in bf16."""
     return mx.concatenate([a, a - a0]), mx.concatenate([b - b0, b0], axis=1)
 
 
 def _biases(plan: AdapterPlan) -> dict[str, str]:
-    """The names on disk of the trained biases by the modules they belong to."""
+    """The names on disk of the trained biases, by module."""
     modules = {target.module for target in plan.targets}
     found = (target.module for target in plan.targets if target.in_features == 0 and not is_full_copy(target))
     return {bias.removesuffix(BIAS): bias_name(bias, modules) for bias in found}
 
 
 def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
-    """The place of an embedding. Raises ModelError where there is none, or of another shape than the targets' there."""
+    """The place of an embedding. Raises ModelError if it is missing or its shape differs from the targets'."""
     weight = model.weights.get(module + ".weight")
     layer: Any = weight.owner if weight else None
     if not isinstance(layer, nn.Embedding):
@@ -231,7 +231,7 @@ def _embedding(model: Model, module: str, plan: AdapterPlan) -> Place:
 
 
 def _tied_to(model: Model, head: str) -> str | None:
-    """The embedding that is also the head, where the head has no matrix."""
+    """The embedding that is also the head, if the head has no matrix."""
     name = model.embedding_of(head + ".weight")
     return None if name is None else name.removesuffix(".weight")
 
@@ -242,14 +242,14 @@ def _with_bias(y: mx.array, base: Any, bias: mx.array) -> mx.array:
 
 
 class _Measured(AdapterLayer):
-    """A layer that also adds up what it does at the real tokens. `real` (rows, length, 1) bool."""
+    """A layer that also sums the squared size of its update at the real tokens. `real` (rows, length, 1) bool."""
 
     def __init__(self, layer: LowRankLayer, real: mx.array) -> None:
         super().__init__(layer.module, {})
         self.layer, self.real, self.size = layer, real, mx.array(0.0)
 
     def __call__(self, base: Any, x: mx.array) -> mx.array:
-        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, so that nothing of the output's width is made."""
+        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, which needs nothing of the output's width."""
         a, b = self.layer.factors()
         inner = mx.where(self.real, x.astype(mx.float32) @ a.T, 0.0)
         self.size = self.size + ((inner @ (b.T @ b)) * inner).sum() * self.layer.scale**2
@@ -257,7 +257,7 @@ class _Measured(AdapterLayer):
 
 
 def update_sizes(model: Model, adapter: MlxAdapter, batch: Batch) -> dict[str, float]:
-    """See Session. `adapter` is the active one; layers that are no low-rank updates are left out."""
+    """See Session. `adapter` is the active one; layers without low-rank updates are skipped."""
     real = mx.array(np.arange(batch.ids.shape[1]) < batch.lengths[:, None])[..., None]
     wrapped = adapter.wrapped if isinstance(adapter, MlxLayers) else []
     measured = [(module, _Measured(layer, real)) for module, layer in wrapped if isinstance(layer, LowRankLayer)]

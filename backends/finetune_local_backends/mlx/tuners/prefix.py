@@ -1,7 +1,7 @@
 """Prefix tuning on MLX. The formulas and names are those of spec/tuners/prefix.py and of PEFT.
 
-Each block's attention gets a cache that puts the prefix before its current keys and values, as on torch: the caches of a
-decoder have the texts alone, and blocks that are computed again see the prefix again.
+As on torch, each block's attention gets a cache that prepends the prefix to its current keys and values: a decoder's caches
+contain the texts alone, and blocks recomputed by gradient checkpointing see the prefix again.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from finetune_local_backends.mlx.layers.wrapped import AdapterLayer, MlxLayers
 
 
 class AttentionLayer(AdapterLayer):
-    """A block's attention that sees the prefix: a layer's part of `rows` (n, L·2·k), or what the MLP of the training form makes.
+    """A block's attention with the prefix: a layer's part of `rows` (n, L·2·k), or the output of the training form's MLP.
 
-    `window` is how far back the layer looks, itself included, None where it sees all.
+    `window` is the layer's window in positions, the current one included; None for full attention.
     """
 
     rows: mx.array
@@ -41,7 +41,7 @@ class AttentionLayer(AdapterLayer):
         self.part, self.count, self.window = part, count, window
 
     def __call__(self, base: Any, x: mx.array, mask: Any = None, cache: Any = None) -> mx.array:
-        """x (rows, length, width) to the same."""
+        """x (rows, length, width) to the same shape."""
         first = self._first_seen(cache)
         seen = _Prefixed(cache, self._made()[first:], self.count)
         result: mx.array = base(x, self._mask(mask, x.shape[1], cache, first), seen)
@@ -63,16 +63,16 @@ class AttentionLayer(AdapterLayer):
         return mx.addmm(self.outer_bias, inner, self.outer.T)
 
     def _first_seen(self, cache: Any) -> int:
-        """The first position of the prefix that any token looks back to."""
+        """The first position of the prefix inside any token's window."""
         if self.window is None:
             return 0
         return min(self.count, max(0, self.count + int(np.array(_past(cache)).min()) - self.window + 1))
 
     def _mask(self, given: Any, length: int, cache: Any, first: int) -> Any:
-        """The text's mask with columns for the prefix: booleans (…, length, keys), "causal", or None where all is seen."""
+        """The text's mask with columns for the prefix: booleans (…, length, keys), "causal", or None for no mask."""
         past = _past(cache)
         if not isinstance(given, mx.array):
-            # "causal" counts from the end, so what stands before is seen by all; all of it must be, then.
+            # "causal" counts from the end, so every query sees the whole prefix; only valid if all of it is in the window.
             if length == 1 or self.window is None or self.count - first + past + length <= self.window:
                 return given
             given = mx.arange(past + length) <= (past + mx.arange(length))[:, None]
@@ -92,7 +92,7 @@ class AttentionLayer(AdapterLayer):
 
 
 class _Prefixed:
-    """A cache as an attention sees it: its contents, or nothing, after the prefix's `rows` (n, 2·k)."""
+    """A cache as an attention sees it: the prefix's `rows` (n, 2·k), then its contents, if any."""
 
     def __init__(self, inner: Any, rows: mx.array, count: int) -> None:
         self.inner, self.rows, self.count, self.read = inner, rows, count, False
@@ -103,7 +103,7 @@ class _Prefixed:
         return self.count + _past(self.inner)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """(rows, heads, length, d) of new tokens to those of the prefix and all tokens."""
+        """Keys and values (rows, heads, length, d) of the new tokens to those of the prefix and all tokens."""
         self.read = True
         if self.inner is not None:
             keys, values = self.inner.update_and_fetch(keys, values)
@@ -115,12 +115,12 @@ class _Prefixed:
 
 
 def _past(cache: Any) -> Any:
-    """How many tokens of the text a cache has seen: a number, or (rows,) where texts of several lengths are side by side."""
+    """The number of text tokens in a cache: a number, or (rows,) if the rows differ in length."""
     return 0 if cache is None else cache.offset
 
 
 def _before(rows: mx.array, text: mx.array) -> mx.array:
-    """(n, k) before (rows, heads, length, d), the same for all rows of a batch."""
+    """Prepend (n, k) to (rows, heads, length, d), the same for all rows of a batch."""
     batch, heads, _, width = text.shape
     own = rows.astype(text.dtype).reshape(len(rows), heads, width).transpose(1, 0, 2)
     return mx.concatenate([mx.broadcast_to(own[None], (batch, *own.shape)), text], axis=2)
@@ -153,7 +153,7 @@ def attach(base: Model, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Mlx
 
 
 def _check(model: Model, target: Target) -> None:
-    """Raise ModelError where a block's keys are of another width than the prefix's."""
+    """Raise ModelError if a block's keys and the prefix differ in width."""
     keys, expected = model.weights.get(target.module + ".k_proj.weight"), target.in_features * target.out_features
     if keys is not None and shape_of(keys.owner)[0] != expected:
         raise ModelError(

@@ -38,10 +38,10 @@ class MlxFunctions:
 
 
 class PromptLayer(AdapterLayer):
-    """The prompt's own tensors, or those of the encoder that makes it."""
+    """The prompt's tensors, or those of the encoder that computes it."""
 
     def __init__(self, module: str, names: list[str], vocabulary: int, scale: float) -> None:
-        """`scale` is what the model will multiply all embeddings with; the rows are as they are to be after that."""
+        """`scale` is the factor that the model applies to all embeddings afterwards; the rows are values after that factor."""
         super().__init__(module, {name: name for name in names})
         self._given: dict[str, mx.array] = {}
         self._vocabulary, self._scale = vocabulary, scale
@@ -51,7 +51,7 @@ class PromptLayer(AdapterLayer):
         self._given.update({name: parameters[name] for name in self.names if name in parameters})
 
     def rows(self) -> mx.array:
-        """The rows of all prompts one after the other, (ensemble_size·length, width)."""
+        """The rows of all prompts, concatenated, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: mx.array = encode(MlxFunctions(), self._given)

@@ -1,1 +1,1 @@
-"""A base model loaded: its weights, its modules, its attention."""
+"""Loading a base model: its weights, its modules, its attention."""

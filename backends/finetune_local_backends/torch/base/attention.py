@@ -1,7 +1,7 @@
 """Causal attention for training in bf16 on a CPU, where torch's fused kernel is the slowest part of a step.
 
-Two batched products in bf16 beat it by half at the lengths of chats; the probabilities are computed again in backward, so
-nothing of the size of length² is saved. Everything else (masks, caches, long rows, other types) goes to torch's kernel.
+At the lengths of chats two batched products in bf16 take half its time. Probabilities are recomputed in backward, so nothing of size
+length² is saved. Everything else (masks, caches, long rows, other types) uses torch's kernel.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LONGEST = 1024
 
 
 def register() -> str:
-    """Make the function known to transformers, with sdpa's masks; returns the name to ask for."""
+    """Register the function with transformers, with sdpa's masks; returns its name."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
@@ -92,7 +92,7 @@ class CausalAttention(Function):
 
 
 def _grouped(heads: torch.Tensor, groups: int) -> torch.Tensor:
-    """(heads, length, d) to (groups, heads/groups · length, d): query heads that share a key head stand together."""
+    """(heads, length, d) to (groups, heads/groups · length, d): query heads that share a key head are adjacent."""
     return heads.reshape(groups, -1, heads.shape[-1])
 
 

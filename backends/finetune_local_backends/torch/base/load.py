@@ -31,9 +31,9 @@ from finetune_local_backends.torch.memory import guard, out_of_memory
 
 @dataclass(frozen=True)
 class Base:
-    """A loaded base: the causal model, its body (everything before the head), its parameters and modules by their names.
+    """A loaded base: the causal model, its body (everything before the head), its parameters and modules by name.
 
-    `dtype` is what activations are computed in.
+    `dtype` is the type of activations.
     """
 
     model: Any
@@ -46,7 +46,7 @@ class Base:
 
     @property
     def place(self) -> torch.device:
-        """The device as torch names it."""
+        """The torch device."""
         return torch.device(self.device.id)
 
     @property
@@ -56,7 +56,7 @@ class Base:
 
     @property
     def embedding_scale(self) -> float:
-        """What the embedding multiplies its rows with (Gemma); 1 for most."""
+        """The factor that the embedding applies to its rows (Gemma); 1 for most models."""
         embedding = self.model.get_input_embeddings()
         scale = torch.as_tensor(getattr(embedding, "embed_scale", 1.0))
         return float(scale.to(embedding.weight.dtype))
@@ -126,9 +126,9 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
     _stretch(config, rope_factor)
     options: dict[str, Any] = {"quantization_config": _quantisation(precision, dtype)} if "bit" in precision else {}
     if options:
-        check_finite(files)  # packed, a number that is none looks like any other
+        check_finite(files)  # once packed, NaN looks like any other number
     if device.kind == "cuda" or options:
-        # Also for the CPU: without a map, quantised weights go to a card wherever there is one.
+        # Also for the CPU: without a map, quantised weights are loaded to a GPU if there is one.
         options["device_map"] = {"": device.id}
     with _sentence(folder):
         model, report = AutoModelForCausalLM.from_pretrained(
@@ -140,13 +140,13 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
             trust_remote_code=False,
             use_safetensors=True,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # not ignored: the report names them
+            ignore_mismatched_sizes=True,  # kept, so that the report names them
             **options,
         )
     misshapen = {str(key[0]) for key in report["mismatched_keys"]}
     unexpected = {str(name) for name in report["unexpected_keys"]}
     text = config.get_text_config()
-    if getattr(text, "num_nextn_predict_layers", None):  # blocks that only guess ahead, behind the last
+    if getattr(text, "num_nextn_predict_layers", None):  # extra blocks for multi-token prediction after the last one
         unexpected = {name for name in unexpected if (block_of(name) or 0) < text.num_hidden_layers}
     if problem := explain(folder, str(config.model_type), report["missing_keys"], unexpected, misshapen):
         raise ModelError(problem)
@@ -156,9 +156,9 @@ def _from_pretrained(folder: Path, precision: Precision, dtype: torch.dtype, dev
 
 @contextmanager
 def _sentence(folder: Path) -> Iterator[None]:
-    """Whatever transformers raises about a folder, as a ModelError: from its own errors of a config's fields to an IndexError.
+    """Turn everything that transformers raises about a folder into a ModelError, from errors of a config's fields to an IndexError.
 
-    Running out of memory stays what it is.
+    Out-of-memory errors pass through.
     """
     try:
         yield
@@ -173,7 +173,7 @@ def _sentence(folder: Path) -> Iterator[None]:
 
 
 def _try(model: Any, folder: Path, device: Device) -> None:
-    """Two tokens through a model whose sizes were not checked against its config: what does not fit would end a training."""
+    """Run two tokens through a model whose sizes were not checked against its config: a mismatch would otherwise end a training run."""
     with guard(msg("load {model}", model=folder.name)), _sentence(folder), torch.no_grad():
         model(torch.zeros((1, 2), dtype=torch.long, device=device.id), use_cache=False)
 
@@ -190,9 +190,9 @@ def _load_error(folder: Path, error: Exception) -> Message:
 
 
 def _check_finite(model: nn.Module, folder: Path) -> None:
-    """Raise ModelError where a weight holds NaN or infinity: every loss would be NaN."""
+    """Raise ModelError if a weight contains NaN or infinity: every loss would be NaN."""
     for name, weight in model.named_parameters():
-        # A sum is one fast pass without a copy, and finite only if all are; but finite numbers can have an infinite sum.
+        # A sum is one fast pass without a copy. It is finite only if all numbers are, but finite numbers can have an infinite sum.
         if weight.is_floating_point() and not math.isfinite(weight.detach().sum().item()):
             bad = int((~torch.isfinite(weight.detach())).sum())
             if bad:
@@ -213,14 +213,14 @@ def _quantisation(precision: Precision, dtype: torch.dtype) -> Any:
 
 
 def _attention(config: Any, dtype: torch.dtype, device: Device) -> str:
-    """torch's fused attention, which knows no caps on the scores (Gemma 2): those take the written-out one."""
+    """torch's fused attention; eager attention for models that cap the scores (Gemma 2), which the fused one cannot do."""
     if getattr(config.get_text_config(), "attn_logit_softcapping", None):
         return "eager"
     return attention.register() if device.kind == "cpu" and dtype == torch.bfloat16 else "sdpa"
 
 
 def _stretch(config: Any, factor: float) -> None:
-    """Positions for a longer context, see spec/numerics/rope.py."""
+    """Scale the positions for a longer context; see spec/numerics/rope.py."""
     if factor == 1:
         return
     text = config.get_text_config()
@@ -230,7 +230,7 @@ def _stretch(config: Any, factor: float) -> None:
 
 
 def _without_dropout(config: Any) -> None:
-    """The base's own dropout is for pre-training; fine-tuning has its own setting, the same on every backend."""
+    """Turn off the base's dropout, which is for pretraining; fine-tuning has a setting that works the same on every backend."""
     text = config.get_text_config()
     for name, value in vars(text).items():
         if isinstance(value, float) and name.endswith(("dropout", "pdrop", "_drop")):
@@ -238,7 +238,7 @@ def _without_dropout(config: Any) -> None:
 
 
 def _quiet() -> None:
-    """The app reports progress and problems by its events and errors, not by the libraries' bars and logs."""
+    """Silence the libraries' progress bars and logs: the app reports by its events and errors."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -248,9 +248,9 @@ def _quiet() -> None:
 
 @contextmanager
 def noisy(base: Base, noise: Floats | None) -> Iterator[None]:
-    """Within it `noise` (rows, length or more, d) is added to the embedding's output; None: nothing is.
+    """Within this context `noise` (rows, length or more, d) is added to the embedding's output, unless it is None.
 
-    Some families multiply inside the embedding (Gemma), others after it: the noise is that of the matrix's rows in both.
+    The noise is scaled like the matrix's rows, whether a family multiplies them inside the embedding (Gemma) or after it.
     """
     if noise is None:
         yield

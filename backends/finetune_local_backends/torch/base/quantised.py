@@ -1,8 +1,8 @@
-"""Linear layers whose weights are stored in 4 or 8 bits and made dense when they are used.
+"""Linear layers whose weights are stored in 4 or 8 bits and dequantised when used.
 
-The stored numbers are bitsandbytes' own (its NF4 with double quantisation, its int8 with one scale per row); the layers are
-not: on a CPU bitsandbytes repacks a 4-bit weight for inference the first time it is used outside training, and from then on
-computes no gradients through it, and its int8 product also rounds the activations. Here training and inference see one weight.
+The stored numbers are bitsandbytes' (NF4 with double quantisation, int8 with one scale per row), but the layers are not: on a CPU
+bitsandbytes repacks a 4-bit weight when it is first used outside training, after which it has no gradients, and its int8 product also
+rounds the activations. Here training and inference use the same weight.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from finetune_local_backends.torch.kernels import FrozenLinear
 
 
 class QuantisedLinear(nn.Module):
-    """y = x·Wᵀ + b with a frozen W; a subclass knows how W is stored."""
+    """y = x·Wᵀ + b with a frozen W; subclasses define how W is stored."""
 
     def __init__(self, out_features: int, in_features: int, bias: torch.Tensor | None) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class QuantisedLinear(nn.Module):
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """W (out, in) in `dtype`, made at each call."""
+        """W (out, in) in `dtype`, dequantised at each call."""
         raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -43,8 +43,8 @@ class Nf4Linear(QuantisedLinear):
     def __init__(self, layer: Any) -> None:
         super().__init__(layer.out_features, layer.in_features, layer.bias)
         self.state = layer.weight.quant_state
-        # Blocks run on from row to row. On CPUs with AVX-512 bitsandbytes (0.50) begins a block with each row and so
-        # takes wrong scales where a row is no whole number of blocks. One long row avoids that.
+        # Blocks span row boundaries. On CPUs with AVX-512 bitsandbytes (0.50) starts a block with each row and so uses wrong
+        # scales if a row is not a whole number of blocks. One long row avoids this.
         self.one_row = copy.copy(self.state)
         if self.in_features % self.state.blocksize:
             self.one_row.shape = torch.Size((1, self.out_features * self.in_features))
@@ -60,7 +60,7 @@ class Nf4Linear(QuantisedLinear):
         return weight.reshape(self.out_features, self.in_features).to(dtype)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """On a card, bitsandbytes' fused product for inference; else see QuantisedLinear."""
+        """Uses bitsandbytes' fused product for inference on a GPU; otherwise see QuantisedLinear."""
         if x.is_cuda and not torch.is_grad_enabled():
             from bitsandbytes import matmul_4bit
 
@@ -70,7 +70,7 @@ class Nf4Linear(QuantisedLinear):
 
 
 class Int8Linear(QuantisedLinear):
-    """8 bits with one scale per output row (Dettmers et al. 2022, arXiv:2208.07339, section 2.1); activations stay as they are."""
+    """8 bits with one scale per output row (Dettmers et al. 2022, arXiv:2208.07339, section 2.1); activations are not quantised."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__(layer.out_features, layer.in_features, layer.bias)
@@ -86,7 +86,7 @@ class Int8Linear(QuantisedLinear):
 
 
 def replace_layers(model: nn.Module) -> None:
-    """Put these layers in the places of bitsandbytes' own, over the same stored weights."""
+    """Replace bitsandbytes' layers by these, sharing the stored weights."""
     from bitsandbytes.nn import Linear4bit, Linear8bitLt
 
     for parent in list(model.modules()):

@@ -1,4 +1,4 @@
-"""Whole copies of embeddings, heads and norms on torch; which ones, see spec/low_rank/full_copies.py."""
+"""Full copies of embeddings, heads and norms on torch, as selected by spec/low_rank/full_copies.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_local_backends.torch.layers.wrapped import AdapterLayer, bare, mod
 
 
 class WholeLayer(AdapterLayer):
-    """A weight, and a norm's bias, in the place of the module's own; fp32, cast to the base's type when it is used."""
+    """A trained weight (and a norm's bias) that replaces the module's; fp32, cast to the base's type when used."""
 
     def __init__(self, own: Mapping[str, nn.Parameter]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class WholeLayer(AdapterLayer):
         return cast(torch.Tensor, functional_call(base, {**used, "weight": self.weight(dtype)}, args, kwargs))
 
     def weight(self, dtype: torch.dtype) -> torch.Tensor:
-        """The copy in the base's type; cast once while it is not trained, since a table is big."""
+        """The copy in the base's type; cast only once outside training, since tables are large."""
         own = self.own["weight"]
         if own.dtype == dtype or own.requires_grad:
             return own.to(dtype)
@@ -51,13 +51,13 @@ class WholeLayer(AdapterLayer):
 
 
 def whole_layers(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
-    """The layers by the modules they go to. Raises ModelError where the base has no such weight."""
+    """The layers by their modules' names. Raises ModelError if the base has no such weight."""
     own: dict[str, dict[str, nn.Parameter]] = {}
     for target in plan.targets:
         if is_full_copy(target):
             module = module_of(target)
             weight = getattr(bare(module_at(base, module)), "weight", None)
-            first = 1 if is_table(target) else 0  # a table may have other rows
+            first = 1 if is_table(target) else 0  # a table may have another number of rows
             if not isinstance(weight, torch.Tensor) or tuple(weight.shape[first:]) != shape_of(target)[first:]:
                 raise ModelError(
                     msg(

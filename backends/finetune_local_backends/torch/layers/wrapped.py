@@ -1,7 +1,7 @@
 """Modules of a base wrapped for adapter layers.
 
-A tuner that works at modules (linear layers, embeddings, norms, a block's attention or MLP) writes AdapterLayers and a function
-that says which layer goes to which module; `TorchLayers` does the rest. With no active layer a wrapped module is its module.
+A tuner that works at modules (linear layers, embeddings, norms, a block's attention or MLP) defines AdapterLayers and a function that
+maps modules to layers; `TorchLayers` does the rest. Without an active layer a wrapped module behaves like the module itself.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ from finetune_local_backends.torch.tuners import TorchAdapter, tensor
 
 
 class AdapterLayer(nn.Module):
-    """One adapter's part at one wrapped module. Its parameters are the adapter's."""
+    """One adapter's layer at one wrapped module. Its parameters are the adapter's."""
 
     module: str = ""
-    """The dotted name of the module it goes to."""
+    """The dotted name of its module."""
 
     shares_base: bool = False
-    """Whether from_output() exists: the output can be made from the module's own."""
+    """Whether from_output() is implemented: the output can be computed from the module's output."""
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The output with this adapter of the module `base` for these arguments."""
+        """The output of the module `base` with this adapter."""
         raise NotImplementedError
 
     def from_output(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """forward() where y = base(x) is known, for the rows of several adapters at once."""
+        """forward() given y = base(x), which is computed once for the rows of several adapters."""
         raise NotImplementedError
 
     def update(self, base: nn.Module, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """What is added to y = base(x), in a tuner whose adapters can be summed; the output's shape."""
+        """The update added to y = base(x), in the output's shape; for tuners whose adapters can be summed."""
         raise NotImplementedError
 
     @classmethod
@@ -54,22 +54,22 @@ class AdapterLayer(nn.Module):
         x: torch.Tensor,  # noqa: ARG003
         parts: Sequence[tuple[slice, AdapterLayer]],  # noqa: ARG003
     ) -> torch.Tensor | None:
-        """The output of several layers of this class, each for its rows of x; None where no kernel does it at once."""
+        """The output of several layers of this class, each for its rows of x; None if no kernel computes them together."""
         return None
 
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """At the head: i (n, rank) and B (vocabulary, rank) fp32 of i·Bᵀ, which is added to the logits of hidden (n, d)."""
+        """At the head: i (n, rank) and B (vocabulary, rank), fp32, whose product i·Bᵀ is added to the logits of hidden (n, d)."""
         raise NotImplementedError
 
     def head_weight(self, base: nn.Module) -> torch.Tensor | None:
-        """At the head: a matrix (vocabulary, d) instead of the base's; None for the base's."""
+        """At the head: a matrix (vocabulary, d) that replaces the base's, or None."""
         return None
 
     def refresh(self) -> None:
-        """Called after the parameters changed, for what is derived from them."""
+        """Recompute what is derived from the parameters. Called after they have changed."""
 
     def penalty(self) -> torch.Tensor | None:
-        """This layer's part of the tuner's regularisation, a scalar; None where it has none."""
+        """This layer's term of the tuner's regularisation, a scalar, or None."""
         return None
 
 
@@ -87,13 +87,13 @@ class SummedLayer(AdapterLayer):
         return (y + total).to(y.dtype)
 
     def head_part(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """See AdapterLayer: the products side by side."""
+        """See AdapterLayer: the factors of all layers, concatenated."""
         found = [(layer.head_part(hidden), weight) for layer, weight in self._parts]
         return torch.cat([i * weight for (i, _), weight in found], 1), torch.cat([b for (_, b), _ in found], 1)
 
 
 class WrappedModule(nn.Module):
-    """A module of the base with the layers of adapters. All other attributes are the module's."""
+    """A module of the base with adapter layers. All other attributes are the module's."""
 
     def __init__(self, base: nn.Module) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class WrappedModule(nn.Module):
         return self.base(*args, **kwargs) if layer is None else layer(self.base, *args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
-        """A model's code reads attributes of its modules."""
+        """The module's attribute: a model's code reads attributes of its modules."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -148,18 +148,18 @@ class TorchLayers(LayeredAdapter[nn.Parameter, AdapterLayer], TorchAdapter):
             layer.refresh()
 
     def penalty(self) -> torch.Tensor | None:
-        """See TorchAdapter: the sum over the layers that have one."""
+        """See TorchAdapter: the sum over the layers."""
         parts = [part for _, layer in self.wrapped if (part := layer.penalty()) is not None]
         return torch.stack(parts).sum() if parts else None
 
 
 Placing = Callable[[Base, AdapterPlan, Mapping[str, nn.Parameter]], Mapping[str, AdapterLayer]]
-"""Makes an adapter's layers, by the dotted names of the modules they go to. Raises ModelError where the base lacks one."""
+"""Returns an adapter's layers by the dotted names of their modules. Raises ModelError if the base lacks one."""
 
 
 def attach_layers(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats], placing: Placing) -> TorchLayers:
-    """An adapter of the layers that `placing` makes from parameters with the values of `tensors`."""
-    names = tuner_of(plan).shapes(plan)  # their order decides how gradients are added up
+    """An adapter of the layers that `placing` returns for parameters with the values of `tensors`."""
+    names = tuner_of(plan).shapes(plan)  # their order determines the order in which gradients are summed
     given: dict[str, nn.Parameter] = {}
     for key in names:
         same = next((other for other in shared_with(key, names, tensors) if other in given), None)
@@ -177,12 +177,12 @@ def bare(module: nn.Module) -> nn.Module:
 
 
 def module_at(base: Base, path: str) -> nn.Module:
-    """The module of a dotted name, wrapped or not. Raises ModelError where there is none."""
+    """The module with a dotted name, wrapped or not. Raises ModelError if there is none."""
     return place_at(base, path).get() if path else base.model
 
 
 def place_at(base: Base, path: str) -> ModulePlace:
-    """The place of a module by its dotted name. Raises ModelError where there is none."""
+    """The place of the module with a dotted name. Raises ModelError if there is none."""
     owner: nn.Module = base.model
     parts = path.split(".")
     for number, part in enumerate(parts, 1):
@@ -201,7 +201,7 @@ def place_at(base: Base, path: str) -> ModulePlace:
 
 
 def linear_at(base: Base, target: Target) -> nn.Linear | QuantisedLinear:
-    """The base's linear layer of a target. A size of 0 is unknown. Raises ModelError where there is none, or of another shape."""
+    """The base's linear layer of a target. A size of 0 means unknown. Raises ModelError if it is missing or has another shape."""
     module = bare(module_at(base, target.module))
     if not isinstance(module, nn.Linear | QuantisedLinear):
         raise ModelError(
@@ -235,7 +235,7 @@ class SplitLayer(AdapterLayer):
         self.parts: dict[int, AdapterLayer] = {}
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """The base is computed once for all where the layers can use its output, else for each part."""
+        """Compute the base once for all rows if every layer can use its output, otherwise once per part."""
         rows = self._rows
         x = args[0] if args else None
         if not isinstance(x, torch.Tensor) or len(x) != rows.total:
@@ -266,7 +266,7 @@ class SplitLayer(AdapterLayer):
 
 
 def _of_rows(value: Any, part: slice, total: int) -> Any:
-    """Arguments with only these rows of every tensor that has one for each row."""
+    """The arguments with every tensor that has one entry per row cut to these rows."""
     if isinstance(value, torch.Tensor):
         return value[part] if value.dim() and len(value) == total else value
     if isinstance(value, tuple | list):
@@ -277,14 +277,14 @@ def _of_rows(value: Any, part: slice, total: int) -> Any:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Outputs of some rows each as one: tensors, or tuples that begin with one (attention returns its weights second)."""
+    """Concatenate the outputs for parts of the rows: tensors, or tuples that start with one (attention also returns its weights)."""
     if isinstance(parts[0], torch.Tensor):
         return torch.cat(list(parts))
     return (torch.cat([part[0] for part in parts]), *parts[0][1:])
 
 
 def _frozen(base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-    """base(...); where it is linear, nothing of the size of the weight is saved for backward."""
+    """base(...); for a linear layer nothing of the size of the weight is saved for backward."""
     if isinstance(base, nn.Linear | QuantisedLinear):
         return FrozenLinear.apply(args[0], base, True)  # type: ignore[no-untyped-call]
     return base(*args, **kwargs)

@@ -1,1 +1,1 @@
-"""A training step: optimizer, undo, noise in embeddings, shifted attention."""
+"""A training step: optimizer, undoing it, shifted attention."""

@@ -29,7 +29,7 @@ from finetune_local_backends.undo import affordable, all_or_nothing, track_again
 Arrays = dict[str, npt.NDArray[np.generic]]
 Place = tuple[dict[str, Any], str]
 """Where a tensor or a number is stored: a dict and its key."""
-# What changes from step to step; bitsandbytes' other tensors are constant tables.
+# States that change from step to step; bitsandbytes' other tensors are constant tables.
 _CHANGING = ("step", "exp_avg", "exp_avg_sq", "state1", "state2", "absmax1", "absmax2")
 
 
@@ -43,7 +43,7 @@ class Optimizer:
         device: torch.device,
         lr_multipliers: Mapping[str, float],
     ) -> None:
-        """`lr_multipliers` are factors of the learning rate, for the parameters that have one other than 1."""
+        """`lr_multipliers` are factors of the learning rate, for parameters whose factor is not 1."""
         self._names: dict[str, nn.Parameter] = {}
         for name, parameter in parameters.items():
             if all(parameter is not other for other in self._names.values()):  # tied weights are updated once
@@ -58,11 +58,11 @@ class Optimizer:
         self._device = device
 
     def gradient_norm(self) -> float:
-        """Norm of all gradients together, in fp32; NaN or infinite where one of them is."""
+        """L2 norm over all gradients, in fp32; NaN or infinite if one of them is."""
         return float(torch.nn.utils.get_total_norm(self._gradients()))
 
     def apply(self, norm: float, learning_rate: float) -> None:
-        """Scale the gradients to the clipping norm, take one step."""
+        """Scale the gradients to the clipping norm and take one step."""
         if self._limit and norm > self._limit:
             for gradient in self._gradients():
                 gradient.mul_(self._limit / (norm + 1e-6))
@@ -71,9 +71,9 @@ class Optimizer:
         self._inner.step()
 
     def written(self) -> list[Place]:
-        """Where apply() writes, as holders and keys: the parameters and their states."""
+        """What apply() writes, as (holder, key): the parameters and their states."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
+            torch.cuda.synchronize(self._device)  # paged states are moved without torch's knowledge
         names: dict[str, Any] = dict(self._names)
         return [(names, name) for name in names] + [(holder, slot) for _, holder, slot in self._changing_places()]
 
@@ -85,11 +85,11 @@ class Optimizer:
     def state(self) -> Arrays:
         """Copies of every state, as "slot:name"."""
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # paged states are moved behind torch's back
+            torch.cuda.synchronize(self._device)  # paged states are moved without torch's knowledge
         return {key: _array(holder[slot]) for key, holder, slot in self._changing_places()}
 
     def restore(self, state: Mapping[str, npt.NDArray[np.generic]]) -> None:
-        """Restore what state() returned. Raises AdapterError, with nothing changed, where it does not fit."""
+        """Restore what state() returned. Raises AdapterError and changes nothing if it does not fit."""
         places = self._changing_places()
         if wrong := sorted({key for key, _, _ in places} ^ set(state)):
             raise AdapterError(
@@ -177,13 +177,13 @@ def _array(value: torch.Tensor | int) -> npt.NDArray[np.generic]:
 
 
 def finite(*numbers: float) -> bool:
-    """Whether none is NaN or infinite."""
+    """Whether all numbers are finite."""
     return all(math.isfinite(number) for number in numbers)
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a step writes for one adapter, and what to call after it changed."""
+    """What a step writes for one adapter, and a function to call after it has been restored."""
 
     optimizer: Optimizer
     tracker: Tracker | None
@@ -191,7 +191,7 @@ class Written:
 
 
 class TorchUndo:
-    """See Undo. It takes a second copy of the trained parameters and of the optimizer's states while the step writes."""
+    """See Undo. Needs memory for a second copy of the trained parameters and the optimizer's states while the step writes."""
 
     def __init__(self, work: Sequence[Written], places: Sequence[Place]) -> None:
         self._work = [(one, tracked(one.tracker)) for one in work]
@@ -200,7 +200,7 @@ class TorchUndo:
         for holder, key in places:
             if _is_tensor(tensor := holder[key]):
                 self._tensors.setdefault((tensor.dtype, tensor.device), []).append(tensor.detach())
-        # One copy for all tensors of a type: an adapter has a thousand small ones, and a thousand copies would take as long as a step.
+        # One copy for all tensors of a type: an adapter has a thousand small ones, and copying each would take as long as a step.
         self._copies = {kind: torch.cat([t.reshape(-1) for t in tensors]) for kind, tensors in self._tensors.items()}
 
     @torch.no_grad()
@@ -218,10 +218,9 @@ class TorchUndo:
 
 
 def writing(work: Sequence[Written], device: torch.device) -> AbstractContextManager[None]:
-    """Around the writes of a step: all or nothing.
+    """Context of a step's writes: all or nothing.
 
-    A whole model is not copied where memory is short (see affordable()), and nothing is where the copies find no room: every
-    state exists already and is updated in place, so no allocation can fail half-way.
+    A whole model is not copied if memory is short (see affordable()), and nothing is copied if allocating the copies fails. All states are already allocated and updated in place, so no allocation can fail half-way.
     """
     places = [place for one in work for place in one.optimizer.written()]
     if not affordable(sum(_bytes(holder[key]) for holder, key in places), _free(device)):
@@ -244,7 +243,7 @@ def _bytes(value: torch.Tensor | int) -> int:
 
 
 def _free(device: torch.device) -> int:
-    """Bytes that may still be allocated: on a card with those that torch has reserved and not used."""
+    """Bytes that can still be allocated, on a GPU including those that torch has reserved but not used."""
     if device.type != "cuda":
         return int(psutil.virtual_memory().available)
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

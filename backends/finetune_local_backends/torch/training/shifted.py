@@ -1,7 +1,8 @@
-"""Shifted sparse attention on torch: rows are cut into groups, which the usual attention function computes as separate rows.
+"""Shifted sparse attention on torch (LongLoRA, Chen et al. 2023, arXiv:2309.12307): rows are cut into groups, which the usual attention
+function computes as separate rows.
 
-It is one more function in transformers' list of attention functions, and a model uses it only within `shifted()`. Padding
-stands on the right and groups are causal, so no mask is needed, neither the model's own nor one for the groups.
+The function is registered with transformers, and a model uses it only within `shifted()`. Padding is on the right and groups are
+causal, so neither the model's mask nor one for the groups is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Inner = Callable[..., tuple[torch.Tensor, Any]]
 
 @dataclass
 class _Now:
-    """What the function in transformers' list computes with: it is one for the whole process. `usual` is the function's name."""
+    """The state of the registered function, one per process. `usual` is the name of the function it replaces."""
 
     group: int = 0
     usual: str = ""
@@ -40,7 +41,7 @@ _now = _Now()
 
 @contextmanager
 def shifted(base: Base, group: int) -> Iterator[None]:
-    """Within it, in forward and backward, the model attends in groups of `group` positions; 0: as usual."""
+    """Within this context, in forward and backward, the model attends in groups of `group` positions; 0: full attention."""
     if not group:
         yield
         return
@@ -60,7 +61,7 @@ def shifted(base: Base, group: int) -> Iterator[None]:
 
 @torch.no_grad()
 def check_known(base: Base) -> None:
-    """Raise Unsupported where the model's code does not call the function: tried on a few tokens."""
+    """Raise Unsupported if the model's code does not call the function; tested on a few tokens."""
     with shifted(base, 2):
         base.body(input_ids=torch.arange(4, device=base.place)[None], use_cache=False)
     if not _now.calls:
@@ -84,7 +85,7 @@ def attention(
     **more: Any,
 ) -> tuple[torch.Tensor, None]:
     """query (rows, heads, length, d), key and value (rows, fewer heads, length, d) to (rows, length, heads, d)."""
-    del attention_mask  # nothing but the groups restricts
+    del attention_mask  # attention is restricted by the groups only
     if query.shape[2] != key.shape[2] or any(more.get(name) is not None for name in ("position_bias", "s_aux")):
         raise Unsupported(
             msg(
@@ -106,7 +107,7 @@ def attention(
 
     heads, keys = query.shape[1], key.shape[1]
     plain = plain_heads(heads)
-    if keys % 2:  # no half of them belongs to a half of the queries' heads
+    if keys % 2:  # key heads cannot be halved along with the query heads
         key, value = (t.repeat_interleave(heads // keys, 1) for t in (key, value))
         keys = heads
     ratio = heads // keys
@@ -126,7 +127,7 @@ def _by_groups(
     group: int,
     moved: bool,
 ) -> torch.Tensor:
-    """(rows, heads, length, d) to (rows, length, heads, d); a stretch's last group is padded on the right."""
+    """(rows, heads, length, d) to (rows, length, heads, d); the last group is padded on the right."""
     rows, heads = query.shape[:2]
     done = []
     for start, end in runs(query.shape[2], group, moved):
@@ -143,7 +144,7 @@ def _by_groups(
 
 
 def _inner(module: torch.nn.Module) -> Inner:
-    """The function that the model would use; written-out attention ("eager") is in the file of the model's own code."""
+    """The function that the model would use; "eager" attention is defined in the model's file."""
     from transformers import AttentionInterface
 
     if _now.usual != "eager":
@@ -154,7 +155,7 @@ def _inner(module: torch.nn.Module) -> Inner:
 
 
 def _causal(query: torch.Tensor) -> torch.Tensor:
-    """What written-out attention adds to the scores, (1, 1, length, length)."""
+    """The causal mask (1, 1, length, length) that eager attention adds to the scores."""
     length = query.shape[2]
     least = torch.finfo(query.dtype).min
     return torch.full((1, 1, length, length), least, dtype=query.dtype, device=query.device).triu_(1)

@@ -1,4 +1,4 @@
-"""The arithmetic of each tuner: one file per file of spec/tuners, with an `attach()` each; see adapter.py beside the backends."""
+"""The arithmetic of each tuner: one file per file of spec/tuners, each with an `attach()`; see adapter.py beside the backends."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ class TorchAdapter(Adapter[nn.Parameter]):
         return {name: np.array(value.detach().cpu().numpy(), np.float32) for name, value in self.parameters.items()}
 
     def train(self, trained: frozenset[str]) -> None:
-        """Compute gradients of these parameters and of no others; with an empty set the adapter is not trained."""
+        """Compute gradients of exactly these parameters; an empty set turns training off."""
         for name, parameter in self.parameters.items():
             parameter.requires_grad_(name in trained)
 
     def penalty(self) -> torch.Tensor | None:
-        """The tuner's regularisation, a scalar that a step adds to its loss once and does not report; None for none."""
+        """The tuner's regularisation, a scalar that a step adds to its loss once and does not report, or None."""
         return None
 
 

@@ -19,7 +19,7 @@ from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLaye
 
 
 class AdaLoraLayer(AdapterLayer):
-    """A (rank, in), B (out, rank), E (rank, 1); `weight` is this layer's share of the orthogonality penalty."""
+    """A (rank, in), B (out, rank), E (rank, 1); `weight` scales this layer's orthogonality penalty."""
 
     def __init__(
         self, a: nn.Parameter, b: nn.Parameter, e: nn.Parameter, settings: AdaLoraSettings, weight: float
@@ -31,7 +31,7 @@ class AdaLoraLayer(AdapterLayer):
     def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
         """x (..., in) to (..., out)."""
         result: torch.Tensor
-        if not len(self.e):  # everything was pruned here
+        if not len(self.e):  # all ranks of this layer were pruned
             result = base(x)
             return result
         a = self.a * self.e

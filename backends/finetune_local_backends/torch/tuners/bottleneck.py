@@ -41,7 +41,7 @@ class BottleneckLayer(AdapterLayer):
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """The sublayer's hidden states (rows, length, hidden) with the bottleneck's added.
 
-        Attention returns a tuple of them and more, such as its probabilities: the rest is unchanged.
+        Attention returns a tuple; its other entries, such as probabilities, are unchanged.
         """
         result = base(*args, **kwargs)
         given = args[0] if args else kwargs["hidden_states"]

@@ -1,4 +1,4 @@
-"""Weights trained themselves, on torch: an adapter is a set of fp32 weights that take the base's place while it is active."""
+"""Full fine-tuning on torch: an adapter is a set of fp32 weights that replace the base's while it is active."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from finetune_local_backends.torch.tuners import TorchAdapter, tensor
 class FullAdapter(TorchAdapter):
     """See Adapter.
 
-    The parameters are fp32 masters. On an fp32 base the model computes with them directly; on a bf16 base with copies, renewed
-    after each step, and gradients are added up in fp32.
+    The parameters are fp32 masters. An fp32 base uses them directly; a bf16 base uses copies that are renewed after each step, and
+    gradients are accumulated in fp32.
     """
 
     def __init__(self, parameters: dict[str, nn.Parameter], weights: dict[str, nn.Parameter]) -> None:
-        """`weights` are the base's own, by the same names; tied ones are one parameter under two names in both."""
+        """`weights` are the base's, by the same names; tied weights are one parameter under two names in both."""
         self.parameters = parameters
         self._weights = weights
         self._own: dict[int, torch.Tensor] = {}
@@ -43,7 +43,7 @@ class FullAdapter(TorchAdapter):
             own.data = self._own.pop(id(own), own.data)
 
     def train(self, trained: frozenset[str]) -> None:
-        """See TorchAdapter. Each gradient goes to its master as soon as it is complete."""
+        """See TorchAdapter. Each gradient is added to its master's as soon as it is complete."""
         for hook in self._hooks:
             hook.remove()
         self._hooks.clear()
@@ -64,7 +64,7 @@ class FullAdapter(TorchAdapter):
 
 
 class _Collect:
-    """Moves a weight's gradient to its master."""
+    """Adds a weight's gradient to its master's."""
 
     def __init__(self, master: nn.Parameter) -> None:
         self.master = master
@@ -80,7 +80,7 @@ class _Collect:
 
 
 def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> FullAdapter:
-    """See adapter.py. Raises Unsupported where a weight is stored quantised."""
+    """See adapter.py. Raises Unsupported if a weight is stored quantised."""
     weights: dict[str, nn.Parameter] = {}
     masters: dict[str, nn.Parameter] = {}
     made: dict[int, nn.Parameter] = {}

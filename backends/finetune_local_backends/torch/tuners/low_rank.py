@@ -36,7 +36,7 @@ from finetune_local_backends.torch.tuners import TorchAdapter
 
 @dataclass(frozen=True)
 class Shift:
-    """A trained bias, and the base's that it replaces; both (out,) fp32."""
+    """A trained bias and the base's bias that it replaces; both (out,) fp32."""
 
     bias: nn.Parameter
     own: torch.Tensor
@@ -51,8 +51,8 @@ class Shift:
 
 
 class LowRankLayer(AdapterLayer):
-    """A (rank, in), B (out, rank), and where the settings have them: the initial product that is subtracted (PiSSA), a trained bias,
-    the magnitude (out,) with the squared row norms of W, which do not change (DoRA)."""
+    """A (rank, in), B (out, rank), and depending on the settings: the initial product that is subtracted (PiSSA), a trained bias, and the
+    magnitude (out,) with the constant squared row norms of W (DoRA)."""
 
     def __init__(
         self,
@@ -119,9 +119,9 @@ class LowRankLayer(AdapterLayer):
         return result
 
     def factors(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """A and B of all that is added to W.
+        """A and B of the whole update of W.
 
-        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: of small numbers, and exactly zero at first, in bf16 too.
+        B·A − B0·A0 = [B − B0, B0]·[A; A − A0]: small numbers, and exactly zero at the start, also in bf16.
         """
         if self.start is None:
             return self.a, self.b
@@ -148,7 +148,7 @@ class LowRankLayer(AdapterLayer):
         self._norm = None
 
     def _row_norms(self, base: nn.Module, a: torch.Tensor, b: torch.Tensor, squares: torch.Tensor) -> torch.Tensor:
-        """DoRA's norms, kept until A or B change: for all micro-batches of a step, and for every token of an answer."""
+        """DoRA's norms, cached until A or B change: for all micro-batches of a step, and for every token of an answer."""
         version = (self.a._version, self.b._version)
         if self._norm is None or self._norm[0] != version:
             with torch.no_grad():
@@ -158,7 +158,7 @@ class LowRankLayer(AdapterLayer):
 
 
 class EmbeddingLayer(AdapterLayer):
-    """A (rank, vocabulary) and B (width, rank) at an embedding: its rows plus s·B·A[:, token], by its own factor."""
+    """A (rank, vocabulary) and B (width, rank) at an embedding: its rows plus s·B·A[:, token], scaled like its rows."""
 
     def __init__(self, a: nn.Parameter, b: nn.Parameter, scale: float) -> None:
         super().__init__()
@@ -223,7 +223,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
 
 
 def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, Shift]:
-    """The trained biases by the modules they belong to. Raises ModelError where the base has none there."""
+    """The trained biases by module. Raises ModelError if the base's module has none."""
     modules = {target.module for target in plan.targets}
     result: dict[str, Shift] = {}
     for target in plan.targets:
@@ -243,7 +243,7 @@ def _shifts(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) ->
 
 
 def _check_embedding(base: Base, target: Target) -> None:
-    """Raise ModelError where there is no such embedding."""
+    """Raise ModelError if there is no such embedding."""
     module = bare(module_at(base, target.module))
     if not isinstance(module, nn.Embedding):
         raise ModelError(
@@ -272,14 +272,14 @@ def attach(base: Base, plan: AdapterPlan, tensors: Mapping[str, Floats]) -> Torc
 
 
 class _Measured(AdapterLayer):
-    """A layer that also adds up what it does at the real tokens. `real` (rows, length) bool."""
+    """A layer that also sums the squared size of its update at the real tokens. `real` (rows, length) bool."""
 
     def __init__(self, layer: LowRankLayer, real: torch.Tensor) -> None:
         super().__init__()
         self.layer, self.real, self.size = layer, real, 0.0
 
     def forward(self, base: nn.Module, x: torch.Tensor) -> torch.Tensor:
-        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, so that nothing of the output's width is made."""
+        """As the layer. ‖B·i‖² = i·(BᵀB)·i with i = A·x, which needs nothing of the output's width."""
         a, b = self.layer.factors()
         inner = x.reshape(-1, x.shape[-1])[self.real.flatten()].to(a.dtype) @ a.t()
         self.size += float(((inner @ (b.t() @ b)) * inner).sum()) * self.layer.scale**2
@@ -289,7 +289,7 @@ class _Measured(AdapterLayer):
 
 @torch.no_grad()
 def update_sizes(base: Base, adapter: TorchAdapter, batch: Batch) -> dict[str, float]:
-    """See Session. `adapter` is the active one; layers that are no low-rank updates are left out."""
+    """See Session. `adapter` is the active one; layers without low-rank updates are skipped."""
     real = torch.from_numpy(np.arange(batch.ids.shape[1]) < batch.lengths[:, None]).to(base.place)
     wrapped = adapter.wrapped if isinstance(adapter, TorchLayers) else []
     measured = [(module, _Measured(layer, real)) for module, layer in wrapped if isinstance(layer, LowRankLayer)]

@@ -1,8 +1,8 @@
 """Prefix tuning on torch. The formulas and names are those of spec/tuners/prefix.py; the folded form is PEFT's.
 
-Where PEFT fills a cache with the prefix, here each block's attention gets one that puts the prefix before its current keys and
-values. So the cache of a decoder has the text alone, with its padding wherever it is; blocks whose activations are computed
-again see the prefix again; and a row's numbers do not depend on its neighbours.
+Where PEFT fills a cache with the prefix, here each block's attention gets a cache that prepends the prefix to its current keys and
+values. So a decoder's cache contains the text alone, wherever its padding is; blocks recomputed by gradient checkpointing see the
+prefix again; and a row's result does not depend on its neighbours.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from finetune_local_backends.torch.layers.wrapped import AdapterLayer, TorchLaye
 
 
 class _Places:
-    """The positions of the tokens that are read, (rows or 1, length), counted without the prefix."""
+    """The positions of the tokens, (rows or 1, length), counted without the prefix."""
 
     now: torch.Tensor
 
 
 class RotaryLayer(AdapterLayer):
-    """The rotations of the text's tokens, which begin after the prefix."""
+    """The rotary embeddings of the text's tokens, whose positions start after the prefix."""
 
     def __init__(self, count: int, places: _Places) -> None:
         super().__init__()
         self.count, self.places = count, places
 
     def forward(self, base: nn.Module, x: torch.Tensor, position_ids: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """As the module, for positions `count` further on."""
+        """As the module, for positions shifted by `count`."""
         self.places.now = position_ids
         return base(x, position_ids + self.count, *args, **kwargs)
 
 
 class AttentionLayer(AdapterLayer):
-    """A block's attention that sees the prefix. `parts` are the parameters by what they are; `window` as in windows()."""
+    """A block's attention with the prefix. `parts` are the parameters by role; `window` as in windows()."""
 
     def __init__(
         self, parts: Mapping[str, nn.Parameter], make: Callable[[Mapping[str, nn.Parameter]], torch.Tensor],
@@ -55,7 +55,7 @@ class AttentionLayer(AdapterLayer):
         self.parts, self.make, self.count, self.places, self.window = dict(parts), make, count, places, window
 
     def forward(self, base: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        """As the module; its keywords attention_mask and past_key_values are replaced."""
+        """As the module, with its keywords attention_mask and past_key_values replaced."""
         if not {"attention_mask", "past_key_values"} <= kwargs.keys():
             raise Unsupported(
                 msg(
@@ -79,13 +79,13 @@ class AttentionLayer(AdapterLayer):
         return result
 
     def _first_seen(self) -> int:
-        """The first position of the prefix that any token looks back to."""
+        """The first position of the prefix inside any token's window."""
         if self.window is None:
             return 0
         return min(self.count, max(0, self.count + int(self.places.now.min()) - self.window + 1))
 
     def _mask(self, given: torch.Tensor | None, first: int) -> torch.Tensor | None:
-        """The text's mask, (rows or 1, 1, length, keys), with columns for the prefix; None: a query sees all before it."""
+        """The text's mask (rows or 1, 1, length, keys) with columns for the prefix; None: plain causal attention."""
         now = self.places.now
         length, count = now.shape[-1], self.count - first
         if given is None:
@@ -104,13 +104,13 @@ class AttentionLayer(AdapterLayer):
 
 
 class _Prefixed:
-    """A cache as an attention sees it: its contents, or nothing, after the prefix's `rows` (n, 2·k)."""
+    """A cache as an attention sees it: the prefix's `rows` (n, 2·k), then its contents, if any."""
 
     def __init__(self, inner: Any, rows: torch.Tensor) -> None:
         self.inner, self.rows, self.read = inner, rows, False
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """(rows, heads, length, d) of new tokens to those of the prefix and all tokens."""
+        """Keys and values (rows, heads, length, d) of the new tokens to those of the prefix and all tokens."""
         self.read = True
         if self.inner is not None:
             keys, values = self.inner.update(keys, values, *args, **kwargs)
@@ -122,18 +122,18 @@ class _Prefixed:
 
 
 def _heads(rows: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """(n, k) to (rows, heads, n, d) for all rows of a batch."""
+    """(n, k) to (rows, heads, n, d), the same for all rows of a batch."""
     batch, heads, _, width = like.shape
     return rows.to(like.dtype).view(len(rows), heads, width).transpose(0, 1).expand(batch, -1, -1, -1)
 
 
 def _slice(layer: int, width: int) -> Callable[[Mapping[str, nn.Parameter]], torch.Tensor]:
-    """A layer's part of the plain form: (n, L·2·k) to (n, 2·k)."""
+    """A layer's part of the folded form: (n, L·2·k) to (n, 2·k)."""
     return lambda parts: parts["rows"][:, 2 * width * layer : 2 * width * (layer + 1)]
 
 
 def _projected(parts: Mapping[str, nn.Parameter]) -> torch.Tensor:
-    """The same from the training form; see fold()."""
+    """A layer's part (n, 2·k) from the training form; see fold()."""
     inner = torch.tanh(nn.functional.linear(parts["embedding"], parts["inner"], parts["inner_bias"]))
     return nn.functional.linear(inner, parts["outer"], parts["outer_bias"])
 
@@ -173,7 +173,7 @@ def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> 
 
 
 def _check(base: Base, target: Target) -> None:
-    """Raise ModelError where a block's keys are of another width than the prefix's."""
+    """Raise ModelError if a block's keys and the prefix differ in width."""
     keys = getattr(bare(module_at(base, target.module)), "k_proj", None)
     found = getattr(bare(keys) if isinstance(keys, nn.Module) else None, "out_features", None)
     expected = target.in_features * target.out_features

@@ -39,14 +39,14 @@ class TorchFunctions:
 
 
 class PromptLayer(AdapterLayer):
-    """The prompt's own tensors, or those of the encoder that makes it."""
+    """The prompt's tensors, or those of the encoder that computes it."""
 
     def __init__(self, given: Mapping[str, nn.Parameter], vocabulary: int) -> None:
         super().__init__()
         self._given, self._vocabulary = dict(given), vocabulary
 
     def rows(self) -> torch.Tensor:
-        """The rows of all prompts one after the other, (ensemble_size·length, width)."""
+        """The rows of all prompts, concatenated, (ensemble_size·length, width)."""
         if ROWS in self._given:
             return self._given[ROWS].flatten(0, -2)
         result: torch.Tensor = encode(TorchFunctions(), self._given)

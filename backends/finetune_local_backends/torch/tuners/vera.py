@@ -44,7 +44,7 @@ class VeraLayer(AdapterLayer):
 
 def _place(base: Base, plan: AdapterPlan, given: Mapping[str, nn.Parameter]) -> dict[str, AdapterLayer]:
     layers: dict[str, AdapterLayer] = {}
-    # One copy in the base's type for all layers: cast where they are used, each layer would save a copy for backward.
+    # One copy in the base's type for all layers: if each layer cast them, each would save a copy for backward.
     all_a, all_b = (given[name].data.to(base.dtype) for name in (A, B))
     for target in plan.targets:
         width = linear_at(base, Target(target.module, 0, target.out_features)).in_features
