@@ -55,6 +55,7 @@ BY_LISTING = {
     "methods.": {f"{key}.{part}" for key in presets() for part in ("title", "summary")},
     "metrics.": {f"{key}.{part}" for key in metrics() for part in ("title", "short")}
     | {f"{key}.{metric.key}" for key, objective in objectives().items() for metric in objective.reports},
+    "objectives.": {f"{key}.{part}" for key in objectives() for part in ("title", "summary")},
     "quants.": {
         f"{quant.key}.{part}"
         for quant in QUANTS

@@ -156,7 +156,7 @@ class Inspection:
             "problems": [{"file": file, "message": text} for file, text in self.problems],
             "readable": self.readable,
             "columns": self._columns(unknown),
-            "of_pairs": any(file.format is not None and file.format.kind == "pair" for file in unknown),
+            "kinds": sorted({file.format.kind for file in self.files if file.format is not None}),
             "unknown": [file.shown for file in unknown if file.format is None],
             "guess": _likely(
                 [row for file in unknown for row in file.sample if recognise(row) is None or "chosen" in row]

@@ -218,6 +218,7 @@ def test_preference_data_is_guessed_to_its_good_answers(tmp_path: Path) -> None:
     path.write_text(json.dumps({"prompt": "q", "chosen": "good", "rejected": "bad"}), "utf-8")
     told = looked(None, str(path)).as_json()
     assert told["guess"] == {"completion": "chosen"} and told["report"]["used"] == 0
+    assert told["kinds"] == ["pair"]
     chosen = looked(None, str(path), count=1, columns=("completion=chosen",))
     assert (chosen.rows[0]["prompt"], chosen.rows[0]["answer"]) == ("q", "good")
 

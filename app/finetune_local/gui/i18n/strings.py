@@ -28,7 +28,7 @@ from finetune_local.system.untrusted.text import parse_toml
 
 Language = Literal["en", "zh"]
 LANGUAGES: tuple[Language, ...] = ("en", "zh")
-DECLARED = ("catalog", "help", "methods", "metrics", "quants", "targets")
+DECLARED = ("catalog", "help", "methods", "metrics", "objectives", "quants", "targets")
 """Files (without .toml) whose English is declared in the code."""
 
 Pair = tuple[str | None, str]

@@ -114,7 +114,7 @@ def set_up_like(window: Window, run: Run, changed: Mapping[str, Any] | None = No
     shared = window.shared
     shared.reset("run", "run_name")
     shared.setting_up, shared.made_from = True, run.name
-    shared.model, shared.data_facts = found.model, facts
+    shared.model, shared.data_facts, shared.data_kinds = found.model, facts, ()
     shared.data = parse(DataSettings, found.data, f"run '{run.name}'")
     shared.method, shared.goal = found.method, found.goal
     shared.form = {**found.rest, **(changed or {})}

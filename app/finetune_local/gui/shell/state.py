@@ -106,7 +106,9 @@ class Shared(State):
     data: DataSettings = field(default_factory=DataSettings)
     """The data to train on; without files nothing is chosen."""
     data_facts: DataFacts | None = None
-    """Facts about this data: number of rows, lengths."""
+    """Facts about this data: number of examples, lengths."""
+    data_kinds: tuple[str, ...] = ()
+    """Kinds of examples in this data (spec/objectives); empty if not known."""
 
     method: str = ""
     goal: str = ""

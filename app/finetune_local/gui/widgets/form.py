@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from finetune_local.gui.widgets import controls
 from finetune_local.gui.widgets.html import h
 from finetune_local.spec import walk
+from finetune_local.spec.objectives import objective_named
 from finetune_local.spec.run import DEFAULT_OBJECTIVE
 from finetune_local.spec.tuners import preset_named
 from finetune_local.system.fields import extra_of
@@ -38,6 +39,12 @@ def fields() -> dict[str, FieldInfo]:
 def objective_of(form: Mapping[str, Any]) -> str:
     """The key of the objective in a form's value."""
     return str(form.get(walk.OBJECTIVE_KEY) or DEFAULT_OBJECTIVE)
+
+
+def with_objective(form: Mapping[str, Any], key: str) -> Value:
+    """A form's value with another objective. Raises SpecError for one that does not exist."""
+    rest = {path: value for path, value in form.items() if path != walk.OBJECTIVE_KEY}
+    return rest if objective_named(key).key == DEFAULT_OBJECTIVE else {**rest, walk.OBJECTIVE_KEY: key}
 
 
 def default_of(key: str, path: str, field: FieldInfo) -> Any:

@@ -67,4 +67,9 @@ def charted(shown: Iterable[Measure]) -> Iterator[list[Measure]]:
 
 def objective_title(t: Strings, objective: Objective) -> str:
     """An objective's name."""
-    return t.get(f"choices.objective.key.{objective.key}") or objective.title
+    return t.get(f"objectives.{objective.key}.title") or objective.title
+
+
+def objective_summary(t: Strings, objective: Objective) -> str:
+    """What an objective learns, in a sentence."""
+    return t.get(f"objectives.{objective.key}.summary") or objective.summary

@@ -6,7 +6,7 @@ An objective file has
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, Literal, Self
@@ -166,3 +166,9 @@ def objective_named(key: str) -> Objective:
 def learning_from(kind: ExampleKind) -> list[str]:
     """The keys of the objectives that learn from a kind of example."""
     return [key for key, objective in objectives().items() if kind in objective.examples]
+
+
+def suggested(kinds: Collection[str]) -> Objective | None:
+    """The objective for data of these kinds of examples: the one made for exactly these, else the first that learns from all."""
+    able = [objective for objective in objectives().values() if kinds and objective.examples.issuperset(kinds)]
+    return next((objective for objective in able if objective.examples == set(kinds)), able[0] if able else None)

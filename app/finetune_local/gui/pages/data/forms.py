@@ -303,7 +303,7 @@ def keep(window: Window, settings: DataSettings) -> None:
     if settings != shared.data:
         if files_of(settings) != files_of(shared.data):
             window.state(DataState).reset("first", "row")
-        shared.data, shared.data_facts = settings, None
+        shared.data, shared.data_facts, shared.data_kinds = settings, None, ()
 
 
 def facts(found: Values, objective: Objective) -> DataFacts | None:

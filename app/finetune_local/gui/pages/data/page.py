@@ -13,7 +13,7 @@ from finetune_local.gui.pages.data import view as dataview
 from finetune_local.gui.pages.data.state import DataState
 from finetune_local.gui.shell.pages import chosen_model, has_trained
 from finetune_local.gui.widgets import parts
-from finetune_local.gui.widgets.form import objective_of
+from finetune_local.gui.widgets.form import objective_of, with_objective
 from finetune_local.gui.widgets.html import Html, h
 from finetune_local.spec.objectives import objective_named
 from finetune_local.spec.run import DataSettings
@@ -93,6 +93,8 @@ class Page:
         window.shown["data_version"] = look.version
         if look.complete and look.found and (facts := self._facts(window, look.found)) is not None:
             window.shared.data_facts = facts
+        if look.found and settings.files:
+            window.shared.data_kinds = tuple(look.found["kinds"])
         found = look.found if settings.files else None
         drawn = {
             self.head: self._header(look, settings),
@@ -161,12 +163,13 @@ class Page:
         shown: list[Any] = []
         readable = found["readable"] if found and found["complete"] else None
         row = window.state(DataState).row
+        objective = objective_named(objective_of(window.shared.form))
         if found is not None:
             shown += [
                 dataview.figures(t, f, found),
                 forms.columns_card(t, f, settings, found),
                 forms.speakers_card(t, f, settings, found),
-                dataview.notes(t, f, found, chosen_model(self.context, window), settings.assistant),
+                dataview.notes(t, f, found, chosen_model(self.context, window), settings.assistant, objective),
             ]
         if rows is not None and rows["rows"]:
             shown += [
@@ -215,6 +218,8 @@ class Page:
                 state.row = max(0, int(value))
                 if not state.first <= state.row < state.first + datarows.PAGE:
                     state.first = state.row - state.row % datarows.PAGE
+            case "data.objective":
+                window.shared.form = with_objective(window.shared.form, value)
             case "data.retry":
                 self._looks.pop(window, None)
             case _:

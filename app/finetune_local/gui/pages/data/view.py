@@ -14,6 +14,8 @@ from finetune_local.gui.i18n.strings import Strings, sentence
 from finetune_local.gui.pages.data.rows import data_text, reason_text
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.measures import objective_summary, objective_title
+from finetune_local.spec.objectives import Objective, suggested
 from finetune_local.spec.run import DataSettings
 
 REJECTED_SHOWN = 50
@@ -100,16 +102,18 @@ def figures(t: Strings, f: Formats, found: Values) -> Html:
     return parts.figures(*items)
 
 
-def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) -> Html:
-    """Notes on the data, each a sentence."""
+def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object, objective: Objective) -> Html:
+    """Notes on the data, each a sentence. `objective` is the one that the run is set up with."""
     report = found["report"]
     shown: list[Html] = []
-    told_elsewhere = found["problems"] or found["unknown"] or (found["named"] and not assistant)
+    better = suggested(found["kinds"])
+    better = None if better is None or better.key == objective.key else better
+    misfit = not objective.examples.issuperset(found["kinds"])
+    told_elsewhere = misfit or found["problems"] or found["unknown"] or (found["named"] and not assistant)
     if found["complete"] and not report["used"] and not told_elsewhere:
         shown.append(h("div", h("strong", t("data.no_rows")), h("p", t("data.no_rows_text")), class_="hint bad"))
-    if found["of_pairs"]:
-        take = parts.button(t("data.preference_use"), "data.use_chosen", kind="small") if found["guess"] else None
-        shown.append(h("div", h("p", t("data.preference")), take, class_="hint warn"))
+    if better is not None or misfit:
+        shown.append(_objective_hint(t, found, objective, better))
     if found["model_problem"]:
         shown.append(_model_problem(t, found, model))
     for key, value, kind in (
@@ -131,6 +135,21 @@ def notes(t: Strings, f: Formats, found: Values, model: str, assistant: object) 
     if found["complete"] and report["used"] and not report["validation_rows"]:
         shown.append(h("p", t("data.no_validation"), class_="hint"))
     return join(shown)
+
+
+def _objective_hint(t: Strings, found: Values, objective: Objective, better: Objective | None) -> Html:
+    """The objective that is made for this data, with a button that chooses it; a warning if the present one learns nothing."""
+    fits = objective.examples.issuperset(found["kinds"])
+    text = t("data.objective_better") if fits else t("data.objective_misfit", objective=objective_title(t, objective))
+    buttons: list[Html] = []
+    if better is not None:
+        title = objective_title(t, better)
+        text += f" {title}: {objective_summary(t, better)}"
+        use = t("data.objective_use", objective=title)
+        buttons.append(parts.button(use, "data.objective", better.key, kind="small primary"))
+    if not fits and found["guess"]:
+        buttons.append(parts.button(t("data.preference_use"), "data.use_chosen", kind="small"))
+    return h("div", h("p", text), h("div", buttons, class_="row"), class_="hint" if fits else "hint warn")
 
 
 def _model_problem(t: Strings, found: Values, model: str) -> Html:

@@ -11,6 +11,7 @@ from finetune_local.gui.shell.pages import RUN, has_trained, set_up_like
 from finetune_local.gui.widgets import parts, runview
 from finetune_local.gui.widgets.form import Form
 from finetune_local.gui.widgets.html import Html, h, join
+from finetune_local.gui.widgets.measures import objective_title
 from finetune_local.runtime.status import Status
 from finetune_local.spec.run import parse_spec
 from finetune_local.spec.tuners import presets
@@ -93,7 +94,7 @@ class TrainPage:
             lambda *given, **more: gr.on([control.input for control in [*controls, self.name]], *given, **more),
             self._typed,
             [self.name, *controls],
-            [self.goals, self.summary, *controls],
+            [self.subject, self.goals, self.summary, *controls],
             latest=True,
         )
         context.on(self.start.click, self._begin, [self.name, *controls], everything)
@@ -161,7 +162,12 @@ class TrainPage:
         }
 
     def _missing(self, window: Window) -> list[str]:
-        return [] if window.shared.data.files else [self.t("train.no_data_problem")]
+        if not window.shared.data.files:
+            return [self.t("train.no_data_problem")]
+        objective = setup.objective(window)
+        if objective.examples.issuperset(window.shared.data_kinds):
+            return []
+        return [self.t("train.objective_misfit", objective=objective_title(self.t, objective))]
 
     def _live(self, window: Window, run: Run) -> dict[Any, Any]:
         """The views of a run that have changed, and the head."""
@@ -219,13 +225,16 @@ class TrainPage:
         return {**shown, **dict(zip(self.form.listed(), updates, strict=True))}
 
     def _typed(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
-        key = setup.method_key(window)
+        key, objective = setup.method_key(window), setup.objective(window)
         window.shared.form, window.shared.run_name = self.form.read(values, key), name.strip()
+        if setup.objective(window) is not objective:
+            window.shared.data_facts = None  # how many examples and rows the data becomes
         context, data = self.context, window.shared.data_facts
         forecast = self.outlook.of(setup.tables_of(context, window), data)
         by_goal = {goal: self.outlook.of(setup.tables_of(context, window, goal=goal), data) for goal in setup.GOALS}
         placeholders = self.form.placeholders(window.shared.form, key, forecast.automatic)
         return {
+            self.subject: setup.subject(context, window),
             self.goals: setup.goal_cards(context, window, by_goal),
             self.summary: setup.summary(context, forecast, self._missing(window)),
             **dict(zip(self.form.listed(), placeholders, strict=True)),

@@ -12,7 +12,9 @@ from finetune_local.gui.widgets import form as forms
 from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.controls import element_id
 from finetune_local.gui.widgets.html import Html, h
+from finetune_local.gui.widgets.measures import objective_title
 from finetune_local.models.install import installed
+from finetune_local.spec.objectives import Objective, objective_named
 from finetune_local.spec.run import DEFAULT_MODEL, Goal, RunSpec
 from finetune_local.spec.tuners import presets, recommended
 from finetune_local.system.paths import located
@@ -43,6 +45,11 @@ GOALS: tuple[str, ...] = get_args(Goal)
 def method_key(window: Window) -> str:
     """The selected method."""
     return window.shared.method if window.shared.method in presets() else recommended()[0].key
+
+
+def objective(window: Window) -> Objective:
+    """The chosen objective, with default settings."""
+    return objective_named(forms.objective_of(window.shared.form))
 
 
 def goal_of(window: Window) -> str:
@@ -90,6 +97,9 @@ def subject(context: Context, window: Window) -> Html:
             if files
             else h("p", t("train.no_data"), class_="soft"),
             h("p", rows, class_="soft") if rows else None,
+            h("p", t("train.learned_by", objective=objective_title(t, objective(window))), class_="soft")
+            if files
+            else None,
             parts.button(
                 t("train.change_data" if files else "train.add_data"),
                 "go",
