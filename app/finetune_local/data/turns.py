@@ -34,7 +34,7 @@ ROLE_NAMES: Mapping[str, Role] = {
     "tool_response": "tool",
     "function_response": "tool",
 }
-"""Names of roles in public data sets, and the role each stands for."""
+"""Names of roles in public data sets, and the role of each."""
 
 _SHOWN_ROLES = ("system", "user", "assistant", "tool", "human", "gpt", "function_call", "observation")
 
@@ -72,7 +72,7 @@ def whole(text: str) -> str:
 
 def turns(value: object, key: str) -> list[Message]:
     """Messages from a list of {"role", "content"} or {"from", "value"}. Raises RowRejected naming the turn and the reason."""
-    if isinstance(value, str):  # a CSV cell holds the list as JSON
+    if isinstance(value, str):  # a CSV cell contains the list as JSON
         try:
             value = parse_json(value)
         except ForeignTextError as error:
@@ -92,7 +92,7 @@ def with_system(messages: Sequence[Message], row: Mapping[str, Any]) -> tuple[Me
         result.insert(0, Message("system", text_of(system, "'system'")))
     tools = _tools(row.get("tools"))
     if tools:
-        # Without the list of functions a model would be taught to call what it was never told of.
+        # Without the list of functions a model would learn to call functions it cannot know.
         described = f"You can call these functions:\n{tools}"
         if result and result[0].role == "system":
             result[0] = Message("system", f"{result[0].content}\n\n{described}")

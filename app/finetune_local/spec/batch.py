@@ -1,6 +1,6 @@
-"""What a model reads in one micro-batch, and what it says of it: plain numpy in, a backend's arrays out.
+"""A micro-batch and what a model returns for it: numpy arrays in, a backend's arrays out.
 
-The port, the objectives and both backends share these records, so they stand below all of them.
+The port, the objectives and both backends share these records, so this module is below all of them.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class Batch:
 
     `group` (rows,) int32: rows with the same number belong to one example, such as the two answers of a preference pair.
     Micro-batches never split a group. Without it each row is an example.
-    `weight` (rows,) float32: what the objective makes of a row, such as +1 and -1 for the chosen and the rejected answer, a
-    label, an advantage. Without it 1.
+    `weight` (rows,) float32: the objective's factor for a row, such as +1 and -1 for the chosen and the rejected answer, a label or
+    an advantage. Without it 1.
     `reference` (n,) float32: log-probabilities of the n supervised tokens under the reference model, in row-major order
     as in Readout.logprobs. None until they are computed (Session.score with reference=True).
     """
@@ -87,10 +87,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Readout:
-    """What a model says of a batch, as arrays of a backend (numpy where a score is looked at).
+    """A model's outputs for a batch, as arrays of a backend (numpy for scores).
 
     `logprobs` (n,): log-probabilities of the supervised tokens, in row-major order.
-    `values`: outputs of the scalar head, None where the objective does not need them. For the need "token values" (n,), at
+    `values`: outputs of the scalar head, None if the objective does not need them. For the need "token values" (n,), at
     the hidden state that predicts each supervised token; for "row values" (rows,), at each row's last real token.
     """
 

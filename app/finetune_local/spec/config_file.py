@@ -42,9 +42,9 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    """The tables of each run of a config: one, or one for each of its [[adapters]], which are trained at once on one base.
+    """The tables of each run in a config: one, or one per [[adapters]] section, which are trained together on one base.
 
-    What stands outside the sections holds for all; a section's [method] replaces the shared one. Raises SpecError.
+    Settings outside the sections apply to all; a section's [method] replaces the shared one. Raises SpecError.
     """
     shared = {key: value for key, value in tables.items() if key != "adapters"}
     if "adapters" not in tables:
@@ -75,7 +75,7 @@ def sections(tables: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
 
 
 def section_name(number: int, name: object) -> Message:
-    """What messages call one of several [[adapters]], counted from 1."""
+    """The name of one of several [[adapters]] in messages, counted from 1."""
     return msg("[[adapters]] number {number}", number=number) + (msg(" ('{name}')", name=name) if name else "")
 
 
@@ -148,7 +148,7 @@ def run_schema() -> dict[str, object]:
 def _named_or_table(
     keys: list[str], groups: Iterable[tuple[type[Settings], list[str]]], default: str
 ) -> dict[str, object]:
-    """A key, or a table with one of the keys that share a group of settings."""
+    """Schema of a key, or of a table with one of the keys that share a group of settings."""
     options: list[dict[str, Any]] = [{"enum": keys}]
     for kind, names in groups:
         table = kind.model_json_schema()

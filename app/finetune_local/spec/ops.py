@@ -1,6 +1,6 @@
-"""The array functions that objectives are written in: a protocol, and its numpy implementation, which defines each of them.
+"""The array functions in which objectives are written: a protocol, and its numpy implementation, which is their reference.
 
-A backend has the same functions over its own arrays in its `ops.py`; arithmetic operators work on all of them.
+A backend implements them for its arrays in its `ops.py`; arithmetic operators work on all of them.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class Ops(Protocol):
         ...
 
     def clip(self, array: Any, low: float | None, high: float | None) -> Any:
-        """Each element moved into [low, high]; None leaves that side open."""
+        """Each element clamped to [low, high]; None leaves that side open."""
         ...
 
     def where(self, condition: Any, array: Any, other: Any) -> Any:
-        """`array` where the condition holds, else `other`; the condition is boolean, the backend's or numpy's."""
+        """`array` where the condition is true, else `other`; the condition is a boolean array of the backend or of numpy."""
         ...
 
     def minimum(self, array: Any, other: Any) -> Any:
@@ -74,14 +74,14 @@ class Ops(Protocol):
         ...
 
     def segment_sum(self, array: Any, segments: Indices, count: int) -> Any:
-        """Sums of a one-dimensional array's elements by segment, (count,); `segments` holds each element's number.
+        """Sums of a one-dimensional array's elements by segment, (count,); `segments` has each element's segment number.
 
         With Batch.token_rows it sums tokens to rows, with Batch.row_groups rows to examples.
         """
         ...
 
     def stack(self, arrays: Sequence[Any]) -> Any:
-        """Arrays of one shape as one, along a new first axis."""
+        """Stack arrays of one shape along a new first axis."""
         ...
 
     def stop_gradient(self, array: Any) -> Any:

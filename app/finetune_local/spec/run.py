@@ -133,7 +133,7 @@ class MethodSettings(Settings):
 
 
 def _method(value: object) -> object:
-    """{"key": "lora", "rank": 8} becomes the preset with its tuner's settings; the preset's own come first."""
+    """{"key": "lora", "rank": 8} becomes the preset with its tuner's settings; they override the preset's."""
     if isinstance(value, MethodSettings):
         return value
     key, given = _key_and_settings(value, DEFAULT_METHOD)
@@ -180,7 +180,7 @@ def _key_and_settings(value: object, usual: str) -> tuple[str, dict[str, Any]]:
 
 
 def _of_others(key: str, every: Mapping[str, type[Settings]], given: Mapping[str, Any]) -> str:
-    """A sentence on a setting that only other methods (or objectives) have, naming them and what this one has; "" for none."""
+    """A sentence about a setting that only other methods (or objectives) have, with their names and this one's settings; "" if none."""
     own = every[key].model_fields
     for name in given:
         theirs = [other for other, kind in every.items() if name in kind.model_fields]
@@ -275,7 +275,7 @@ class TrainingSettings(Settings):
 
 
 class RunSpec(Settings):
-    """Everything that decides what a run computes."""
+    """All settings that determine what a run computes."""
 
     name: str | None = setting(
         None, help="Name of the run. Automatic: data, method and a number.", group="run", flag="--run"
@@ -297,12 +297,12 @@ class RunSpec(Settings):
 
 
 def plan_method(chosen: MethodSettings, base: BaseInfo) -> AdapterPlan:
-    """What a method attaches to a base. Raises SpecError where nothing matches or a size is too big."""
+    """The adapter plan of a method for a base. Raises SpecError if no module matches or a size is too large."""
     return tuners()[preset_named(chosen.key).tuner].plan(chosen.key, chosen.settings, base)
 
 
 def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
-    """A RunSpec from plain tables, the method's presets applied as defaults. Raises SpecError."""
+    """A RunSpec from plain tables, with the method's preset applied as defaults. Raises SpecError."""
     _check_texts(values, where)
     given = {k: (dict(v) if isinstance(v, Mapping) else v) for k, v in values.items()}
     for table in ("model", "data", "training"):
@@ -335,8 +335,7 @@ def parse_spec(values: Mapping[str, Any], where: str) -> RunSpec:
 
 
 def _check_texts(value: Any, where: str) -> None:
-    """Raise SpecError where a text, however deep inside, is none that a path or a command could be: with a NUL, or half a pair of
-    surrogates."""
+    """Raise SpecError if any text, at any depth, cannot be part of a path or a command: it contains NUL or a lone surrogate."""
     if isinstance(value, str):
         if "\0" in value or not is_text(value):
             raise SpecError(
@@ -356,7 +355,7 @@ def _check_texts(value: Any, where: str) -> None:
 
 
 def preset_of(spec: RunSpec, path: str) -> bool:
-    """Whether the method's name, not the user, is the source of the value at a dotted path."""
+    """Whether the value at a dotted path comes from the method's preset, not from the user."""
     presets = preset_named(spec.method.key).defaults
     table, name = path.split(".")
     return path in presets and getattr(getattr(spec, table), name) == presets[path]

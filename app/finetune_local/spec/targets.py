@@ -22,7 +22,7 @@ _SHARED = (("q_proj", "k_proj", "v_proj", "qkv_proj"), ("gate_proj", "up_proj", 
 """Layers of a block that read the same vector."""
 
 _THERE = ("o_proj", "out_proj")
-"""Layers that read attention's output, which attention saves itself."""
+"""Layers whose input is attention's output, which attention saves anyway."""
 
 
 class InBlocks(Settings):

@@ -1,4 +1,4 @@
-"""The walk over the settings of a run: options, forms, docs and schema are made from what it yields."""
+"""The walk over the settings of a run, from which options, forms, docs and schema are generated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ OBJECTIVE_KEY = "objective.key"
 def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
     """Every setting of a run by its dotted path ("training.seed", "method.rank"), each path once.
 
-    The settings of all methods and of all objectives are among them; of one that several have, the first declaration.
+    Includes the settings of all methods and objectives; if several have the same setting, the first declaration.
     """
     for name, field in RunSpec.model_fields.items():
         kind = field.annotation
@@ -36,7 +36,7 @@ def spec_fields() -> Iterator[tuple[str, FieldInfo]]:
 
 
 def own_fields(method: str, objective: str = DEFAULT_OBJECTIVE) -> dict[str, FieldInfo]:
-    """The settings that one method and one objective have, by dotted path, as they declare them."""
+    """The settings of one method and one objective by dotted path, as declared there."""
     groups = {
         METHOD: tuners()[preset_named(method).tuner].settings,
         OBJECTIVE: objective_named(objective).settings,
@@ -45,7 +45,7 @@ def own_fields(method: str, objective: str = DEFAULT_OBJECTIVE) -> dict[str, Fie
 
 
 def of_one(path: str) -> bool:
-    """Whether a setting belongs to some methods or some objectives, not to every run."""
+    """Whether a setting belongs to certain methods or objectives, not to every run."""
     return path.startswith((f"{METHOD}.", f"{OBJECTIVE}.")) and path != OBJECTIVE_KEY
 
 
@@ -77,7 +77,7 @@ def _objective_key() -> FieldInfo:
 
 
 def keyed(tables: Mapping[str, Any]) -> dict[str, object]:
-    """Tables of a run in which a method or an objective that is only named is a table with its key."""
+    """Tables of a run with a method or objective given by name turned into a table with its key."""
     return {
         name: {"key": value} if name in (METHOD, OBJECTIVE) and isinstance(value, str) else value
         for name, value in tables.items()

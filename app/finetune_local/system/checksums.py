@@ -97,7 +97,7 @@ def rewrite(folder: Path, name: str, text: str) -> None:
     try:
         known = read(folder)
     except ForeignTextError:
-        known = None  # damaged before: this is not the place to make it look whole
+        known = None  # damaged before: rewriting must not hide it
     if known is None or name not in known:
         write_text(folder / name, text)
         return
@@ -109,7 +109,7 @@ def rewrite(folder: Path, name: str, text: str) -> None:
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
     """SHA-256 of several files in parallel; about a second per gigabyte. Raises OSError."""
     listed = list(names)
-    if len(listed) < 2 or _total(folder, listed) < 2**22:  # threads cost more than small files do
+    if len(listed) < 2 or _total(folder, listed) < 2**22:  # for small files threads cost more than they save
         return {name: _digest(folder / name) for name in listed}
     with ThreadPoolExecutor(_THREADS) as threads:
         return dict(zip(listed, threads.map(lambda name: _digest(folder / name), listed), strict=True))

@@ -8,7 +8,7 @@
     │   │   └── ModelNotFound     no model with this name or path is on this machine
     │   ├── AdapterError          an adapter that does not fit its base, or has no effect
     │   ├── DamagedRun            a run's files are damaged, or were written by a newer version
-    │   └── Unsupported           the chosen backend cannot do this (a line of its gaps.py)
+    │   └── Unsupported           the chosen backend cannot do this (a Gap in its device.py)
     ├── RunError                  exit code 1: the work failed
     │   ├── TrainingDiverged      the loss became NaN or exploded
     │   ├── OutOfMemory           the device or the machine is out of memory
@@ -163,7 +163,7 @@ def error_class(code: str) -> type[FinetuneError] | None:
 
 @dataclass(frozen=True)
 class Damaged:
-    """One thing by its name and path; `problem` is a sentence."""
+    """A damaged item by name and path; `problem` is a sentence."""
 
     name: str
     place: Path

@@ -76,7 +76,7 @@ def setting(
 
 
 def extra_of(field: FieldInfo) -> Mapping[str, Any]:
-    """What `setting()` stored beyond pydantic's attributes: group, flag, metavar."""
+    """What `setting()` stores in addition to pydantic's attributes: group, flag, metavar."""
     return field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
 
 
@@ -92,7 +92,7 @@ def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) 
 
 
 def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:
-    """The known word that is spelled most like this one; None where none is near, or this is one."""
+    """The known word with the most similar spelling; None if none is similar, or if the word is known."""
     words = list(known)
     return None if word in words else next(iter(difflib.get_close_matches(word, words, n=1, cutoff=0.6)), None)
 
@@ -127,7 +127,7 @@ def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list
 
 
 def _pydantic_message(problem: ErrorDetails) -> Message:
-    """What pydantic says of a value, by its template ("should be greater than {gt}")."""
+    """Pydantic's message about a value, by its template ("should be greater than {gt}")."""
     values = {name: str(value) for name, value in problem.get("ctx", {}).items()}
     choices, either, last = values.get("expected", "").rpartition(" or ")
     if either:
@@ -135,7 +135,7 @@ def _pydantic_message(problem: ErrorDetails) -> Message:
     try:
         template = PydanticKnownError(problem["type"], problem.get("ctx")).message_template  # type: ignore[arg-type]
         return Message(template.removeprefix("Input "), values)
-    except (KeyError, TypeError):  # our error, or a value that is no text
+    except (KeyError, TypeError):  # our error, or a value that is not text
         return quoted(problem["msg"].removeprefix("Value error, ").removeprefix("Input "))
 
 

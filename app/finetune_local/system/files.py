@@ -31,7 +31,7 @@ _CANNOT_EXCHANGE = (
     errno.EINVAL,
     errno.ENOTSUP,
     errno.EOPNOTSUPP,
-)  # an old system, or a disk that has no such thing
+)  # an old system, or a disk without this feature
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES, errno.EPERM)
 
@@ -115,7 +115,7 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
     reason, remedy = REASONS[number]
     named = Path(error.filename) if isinstance(error, OSError) and isinstance(error.filename, str) else place
     if named.name.startswith(".") and named.parent.is_dir() and not os.path.lexists(named):
-        named = named.parent  # one of ours that could not even be begun: it is the folder whose permissions matter
+        named = named.parent  # one of ours that could not be created: the folder's permissions matter
     return DiskFailed(
         msg(
             "{file} cannot be written or read: {reason}. {remedy} Everything saved earlier is intact.",
@@ -182,7 +182,7 @@ def replace(source: Path, target: Path) -> None:
     if target.is_symlink() or not (target.is_dir() or (source.is_dir() and target.exists())):
         source.replace(target)
     elif exchange(source, target):
-        with suppress(OSError):  # the new one stands; what is left of the old is swept later
+        with suppress(OSError):  # the new one is in place; sweep() removes the rest of the old one
             remove(source)
     else:
         old = target.with_name(_OLD + target.name)
@@ -229,7 +229,7 @@ def remove(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Delete a folder so that it disappears at once and is never half there; sweep() removes what a kill leaves."""
+    """Delete a folder so that it disappears at once and never partially; sweep() removes what a kill leaves behind."""
     gone = path.with_name(ASIDE + "gone-" + path.name)
     remove(gone)
     path.rename(gone)
@@ -266,7 +266,7 @@ def sweep(folder: Path) -> None:
 def sweep_abandoned(folder: Path) -> None:
     """Remove old unfinished files in a folder that running processes use too."""
     for rubbish in folder.glob(ASIDE + "*"):
-        with suppress(OSError):  # another process may be giving it its name, or removing it
+        with suppress(OSError):  # another process may be renaming or removing it
             if time.time() - rubbish.stat().st_mtime > _ABANDONED_SECONDS:
                 remove(rubbish)
 
@@ -282,7 +282,7 @@ def free_bytes(place: Path) -> int:
 def _free(place: Path) -> Message:
     try:
         return msg("{free_bytes} MB free", free_bytes=f"{free_bytes(place) / 1e6:.0f}")
-    except OSError:  # gone since
+    except OSError:  # removed in the meantime
         return msg("0 MB free")
 
 
@@ -295,7 +295,7 @@ def sync_tree(path: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return once a file's content, or a folder's entries, are on disk. Raises OSError."""
+    """Wait until a file's content, or a folder's entries, are on disk. Raises OSError."""
     if os.name == "nt" and path.is_dir():
         return  # Windows has no fsync of folders; renames there are journalled
     folder = path.is_dir()
@@ -314,7 +314,7 @@ def _flush(descriptor: int) -> None:
     if sys.platform == "darwin":
         import fcntl
 
-        with suppress(OSError):  # some drives have no such thing
+        with suppress(OSError):  # some drives do not support it
             fcntl.fcntl(descriptor, fcntl.F_FULLFSYNC)
             return
     os.fsync(descriptor)

@@ -27,11 +27,11 @@ def acquire(descriptor: int) -> bool | None:
     """
     until = time.monotonic() + _LOOKERS_SECONDS
     while (mine := _try(descriptor, shared=False)) is False:
-        # A shared lock beside a looker's can be had, beside a holder's not.
+        # A shared lock can be taken beside an observer's, but not beside a holder's.
         if not _try(descriptor, shared=True) or time.monotonic() > until:
             return False
         _free(descriptor)
-        time.sleep(random.uniform(0.0002, 0.003))  # two that begin at once must not meet again and again
+        time.sleep(random.uniform(0.0002, 0.003))  # two processes that start together must not collide repeatedly
     return mine
 
 

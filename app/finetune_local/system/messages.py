@@ -60,7 +60,7 @@ class Message(str):
         return self
 
     def with_values(self, old: object, new: object) -> Message:
-        """The same sentence where a value, or the beginning of one, is another: a path that the user knows by another name."""
+        """The same sentence with a value, or the start of one, replaced: for a path that the user knows by another name."""
         values = {
             name: value.with_values(old, new) if isinstance(value, Message) else value.replace(str(old), str(new))
             for name, value in self.values.items()
@@ -78,27 +78,27 @@ NOTHING = Message("", {})
 
 
 def msg(template: str, /, **values: object) -> Message:
-    """A sentence from a literal template. What a place stands for is shown by str(); an error says what message_of() returns."""
+    """A sentence from a literal template. Values are shown by str(), errors by message_of()."""
     return Message(template, {name: _shown(value) for name, value in values.items()})
 
 
 def as_message(text: str) -> Message:
-    """A text that somebody else wrote, as a Message that no language changes; a Message as it is."""
+    """A foreign text as a Message that is not translated; a Message is returned unchanged."""
     return text if isinstance(text, Message) else Message("{text}", {"text": _whole(text)})
 
 
 def quoted(text: str) -> Message:
-    """Words of Python or the system ("Permission denied"), which are their own template where assets/messages has them."""
+    """Words of Python or the system ("Permission denied"), whose text is the template if assets/messages has it."""
     return Message(text, {}) if not PLACE.search(text) else as_message(text)
 
 
 def system_reason(error: OSError) -> Message:
-    """Why the system refused: "Permission denied"."""
+    """The system's reason for an error: "Permission denied"."""
     return quoted(error.strerror or (os.strerror(error.errno) if error.errno else type(error).__name__))
 
 
 def message_of(error: BaseException) -> Message:
-    """What an error says."""
+    """An error's message."""
     text = getattr(error, "message", None) or (error.args[0] if error.args else None)
     if isinstance(text, Message):
         return text
@@ -114,7 +114,7 @@ def message_of(error: BaseException) -> Message:
 
 
 def join_messages(separator: str, parts: Iterable[str]) -> Message:
-    """The parts with a separator between them, like str.join(). A separator such as ", " is written as the language has it."""
+    """The parts joined by a separator, like str.join(). A separator such as ", " is translated too."""
     values = {
         f"part{number}": part if isinstance(part, Message) else _whole(part) for number, part in enumerate(parts, 1)
     }
@@ -130,32 +130,32 @@ def templates_in(message: Message) -> Iterator[str]:
 
 
 def parts(text: str) -> list[str]:
-    """What + and join_messages() put together, without the separators; another text alone."""
+    """The parts that + and join_messages() combined, without separators; any other text is a single part."""
     if not (isinstance(text, Message) and text.values and all(name.startswith("part") for name in text.values)):
         return [text]
     return [part for value in text.values.values() for part in parts(value) if part.strip()]
 
 
 def without_full_stop(text: str) -> Message:
-    """The sentence to be put into another one."""
+    """The sentence without its full stop, for use inside another one."""
     if not isinstance(text, Message) or text.template == "{text}":
         return as_message(str(text).removesuffix("."))
     return Message(text.template.removesuffix("."), text.values)
 
 
 def from_json(value: Any) -> Message:
-    """The Message that as_json() wrote. Raises ValueError where it is none."""
+    """The inverse of as_json(). Raises ValueError for anything else."""
     return _read(value, _DEEPEST)
 
 
 def carrying(record: Mapping[str, Any]) -> dict[str, object]:
-    """A JSON object with the templates and values of all Messages in it beside its own keys, under "said"."""
+    """A JSON object with the templates and values of all its Messages added under "said"."""
     found = {str(message): message.as_json() for message in _messages(record)}
     return {**record, SAID: list(found.values())} if found else dict(record)
 
 
 def carried(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The object that carrying() was given: its texts that are Messages are so again. Without "said" it stays as it is."""
+    """The inverse of carrying(): texts that were Messages are Messages again. Without "said" the object is unchanged."""
     rest = dict(record)
     found = {}
     for one in stored if isinstance(stored := rest.pop(SAID, None), list) else ():
@@ -214,7 +214,7 @@ def _with(value: Any, found: Mapping[str, Message]) -> Any:
 
 
 Progress = Callable[[str, float | None], None]
-"""Called with what is being done, and the share that is done from 0 to 1 (None: unknown)."""
+"""Called with the current activity and the completed fraction from 0 to 1 (None: unknown)."""
 
 
 def silent(what: str, done: float | None) -> None:

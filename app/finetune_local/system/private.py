@@ -25,7 +25,7 @@ _FOREIGN_BUT_HARMLESS = frozenset({"lost+found", ".DS_Store", "preferences.json"
 """Entries of a home that do not belong to the app."""
 
 say: list[Callable[[str], None]] = []
-"""Where sentences for the user go; set by the command line."""
+"""The function that shows sentences to the user; set by the command line."""
 
 _looked_at: set[Path] = set()
 """Homes this process has already tried to close; it tries once."""

@@ -1,6 +1,6 @@
 """Identify a process beyond its id, which the system reuses, by its start as the kernel recorded it, independent of clocks.
 
-Whether something runs is decided by its lock (locks.py). This is for what a lock does not say: which process to end, and who runs
+Whether something runs is decided by its lock (locks.py). This is for what a lock cannot answer: which process to end, and what runs
 on a drive without locks. psutil's create_time() is not used: on Linux it depends on the wall clock.
 """
 
@@ -54,7 +54,7 @@ class Process:
         return {"pid": self.pid, "started": self.started, **({"mark": self.mark} if self.mark else {})}
 
     def alive(self) -> bool:
-        """Whether that very process still runs."""
+        """Whether exactly this process is still running."""
         import psutil
 
         try:
@@ -83,7 +83,7 @@ def _mark(pid: int) -> str | None:
     if sys.platform == "linux":
         try:
             boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
-            # The name, in brackets, may hold anything. The start time is field 22, in ticks since boot.
+            # The name, in brackets, may contain anything. The start time is field 22, in ticks since boot.
             ticks = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19].decode("ascii")
         except (FileNotFoundError, ProcessLookupError):
             raise psutil.NoSuchProcess(pid) from None
@@ -91,6 +91,6 @@ def _mark(pid: int) -> str | None:
             return None
         return f"{boot}/{ticks}"
     else:  # noqa: RET505 - so that mypy sees that it is another system's
-        # macOS and Windows write the time down once; psutil adjusts what create_time() gives to the clock, not its identity.
+        # macOS and Windows record the start time once; psutil's create_time() depends on the clock, its identity does not.
         process = psutil.Process(pid)
         return repr(getattr(process, "_ident", (pid, process.create_time()))[1])

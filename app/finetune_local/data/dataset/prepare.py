@@ -193,19 +193,19 @@ def open_prepared(folder: Path) -> Prepared:
 
 
 def problem(folder: Path) -> str | None:
-    """What is wrong with prepared data by its checksums, as the end of a sentence; None where nothing is, or it has none."""
+    """What is wrong with prepared data by its checksums, as the end of a sentence; None if nothing is, or without checksums."""
     stores = [f"{name}{suffix}" for name in ("train", "validation") for suffix in SUFFIXES]
     return checksums.problem(folder, [*stores, CONVERSATIONS, DATA])
 
 
 def same_rows(one: checksums.Known, other: checksums.Known) -> bool:
-    """Whether two prepared folders hold the same rows, by their checksums."""
+    """Whether two prepared folders contain the same rows, by their checksums."""
     stores = [f"{name}{end}" for name in ("train", "validation") for end in (*SUFFIXES, EXAMPLES, WEIGHTS)]
     return all(set(one.get(name, ())) == set(other.get(name, ())) for name in stores)
 
 
 def conversations(folder: Path, split: str = "validation", limit: int = CONVERSATIONS_KEPT) -> list[Conversation]:
-    """At most `limit` held-out conversations of a prepared folder, without those turns that were cut for length.
+    """At most `limit` held-out conversations of a prepared folder, without the turns that were cut for length.
 
     Only the "validation" split keeps its conversations; 512 of them at most, in an order that the seed decides.
     """
@@ -247,7 +247,7 @@ def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
 
 
 def _write_sides(train: _Pass, aside: Keys, folder: Path, *, own_files: bool) -> None:
-    """Copy the first pass's examples to their side; where validation has its own files, what occurs there is left out."""
+    """Copy the first pass's examples to their side. If validation has separate files, examples that occur there are dropped."""
     passed = Dataset(folder, _PASSED)
     is_aside = np.isin(np.array(train.example_keys, np.uint64), aside)
     with ExitStack() as stack:
@@ -273,7 +273,7 @@ def _write_data(folder: Path, settings: DataSettings, seed: int, report: Report)
     text = json.dumps(values, indent=1, ensure_ascii=False) + "\n"
     with disk_full(folder, ADVICE):
         sync_tree(folder)
-        # The rejected rows are there for the user to mend or move away: nothing is learned from them.
+        # Rejected rows are kept for the user to fix; nothing is learned from them.
         checksums.write(folder, {DATA: hashlib.sha256(text.encode("utf-8")).hexdigest()}, leave_out=(REJECTED,))
     write_text(folder / DATA, text, ADVICE)
 

@@ -36,7 +36,7 @@ class Row:
     mask: Mask
     weight: float = 1.0
     reference: npt.NDArray[np.float32] | None = None
-    """The reference's log-probabilities of its supervised tokens, where they are known."""
+    """The reference's log-probabilities of its supervised tokens, if they are cached."""
 
 
 class Dataset:
@@ -48,7 +48,7 @@ class Dataset:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        """Raises DataError where the files are missing or do not fit each other."""
+        """Raises DataError if files are missing or inconsistent."""
         self.folder, self.name = folder, name
         try:
             self._offsets = np.fromfile(folder / f"{name}.offsets", np.int64)
@@ -113,7 +113,7 @@ class Dataset:
 
     @cached_property
     def supervised_before(self) -> npt.NDArray[np.int64]:
-        """How many supervised tokens stand before each row, and in all rows, (rows + 1,)."""
+        """Number of supervised tokens before each row, and in all rows, (rows + 1,)."""
         counts = [np.count_nonzero(self.row(index).mask) for index in range(len(self.row_lengths))]
         return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]).astype(np.int64)
 
@@ -128,7 +128,7 @@ class Dataset:
         return [self.row(row) for row in self.rows_of(index)]
 
     def _read_examples(self) -> tuple[npt.NDArray[np.int64] | None, npt.NDArray[np.float32] | None]:
-        """Where examples begin and what rows weigh; None where every row is an example of weight 1."""
+        """The first row of each example and the weights of rows; None if every row is an example of weight 1."""
         place = self.folder / f"{self.name}{EXAMPLES}"
         if not place.exists():
             return None, None
@@ -203,7 +203,7 @@ class Writer:
     ) -> None:
         try:
             with disk_full(self.folder, ADVICE):
-                with self._ids, self._mask:  # both are closed, even where one cannot be written to its end
+                with self._ids, self._mask:  # both are closed, even if one cannot be written completely
                     pass
                 if kind is None:
                     if len(self._firsts) <= len(self._weights) or any(weight != 1.0 for weight in self._weights):

@@ -28,7 +28,7 @@ from finetune_local.system.untrusted.text import parse_json_object
 
 
 class Prepared:
-    """A template in the child; `wrong` says why it cannot be used at all."""
+    """A template in the child; `wrong` is the reason why it cannot be used at all."""
 
     def __init__(self, text: str, variables: Mapping[str, Any]) -> None:
         self.variables = variables

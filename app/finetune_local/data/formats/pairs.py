@@ -51,7 +51,7 @@ class Pairs:
 
 
 def _ending(row: Row, key: str) -> list[Message]:
-    """The answer, after the turns before it where they stand with it."""
+    """The answer, after the turns before it if they are stored with it."""
     value = row.get(key)
     if isinstance(value, Mapping):
         value = [value]

@@ -76,7 +76,7 @@ def guess(rows: Sequence[Row]) -> dict[str, str]:
     By names in several languages first, then by the texts.
     """
     names = list(dict.fromkeys(key for row in rows for key in row if key))
-    if "chosen" in names and "rejected" in names:  # of two answers the good one; some hold the question as well
+    if "chosen" in names and "rejected" in names:  # of two answers the better one; some contain the question as well
         return {"messages" if any(_asks(row.get("chosen")) for row in rows) else "completion": "chosen"}
     turns = next((name for name in names if any(_turns(row.get(name)) for row in rows)), None)
     if turns is not None:

@@ -46,7 +46,7 @@ _VALUES = _Among(re.compile(r'["\[{\]}\n]'))
 
 
 class _Broken(Exception):
-    """Nothing more can be read; the message says where and why."""
+    """Reading cannot continue; the message gives the place and the reason."""
 
 
 def json_rows(stream: BinaryIO, array: str | None) -> Iterator[Raw]:
@@ -285,7 +285,7 @@ class _Reader(_Text):
                 if self.ended or not _goes_on(error, len(self.text)):
                     raise
             else:
-                if end < len(self.text) or self.ended:  # else a number may go on
+                if end < len(self.text) or self.ended:  # otherwise a number may continue
                     self._check(end)
                     if is_row and self._beginning() and self.text.find(self._beginning(), self.at + 1, end) >= 0:
                         self._head = ""  # rows hold such beginnings within, so none says where a row begins

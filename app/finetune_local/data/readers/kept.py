@@ -90,5 +90,5 @@ def _copy(source: Path, target: Path) -> None:
         with written_aside(target, ADVICE) as aside:
             shutil.copyfile(source, aside)
     except BaseException:
-        target.unlink(missing_ok=True)  # only the empty file that kept the place
+        target.unlink(missing_ok=True)  # only the empty placeholder file
         raise

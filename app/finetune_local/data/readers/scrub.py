@@ -105,7 +105,7 @@ def _spans(text: str) -> list[tuple[int, int, str]]:
     digits = sum(map(text.count, "0123456789"))
     taken: list[tuple[int, int, str]] = []
     for kind, finder, least, marks in _FINDERS:
-        # Most texts hold few digits and no marks: nothing is looked for in them.
+        # Most texts contain few digits and no marks, and need no search.
         if digits >= least and (not marks or _has(text, marks)) and (found := list(finder(text))):
             taken = _merged(taken, found, kind)
     return taken

@@ -128,7 +128,7 @@ def _lists(row: Row) -> Iterator[tuple[str, list[Mapping[str, Any]]]]:
             try:
                 value = parse_json(value)
             except ForeignTextError:
-                continue  # the format says what is wrong with it
+                continue  # the format reports what is wrong with it
         if isinstance(value, list) and value and all(isinstance(turn, Mapping) for turn in value):
             yield key, value
 

@@ -17,7 +17,7 @@ from finetune_local.system.untrusted.text import parse_json_object
 
 
 def prepare(setup: str) -> Built | str:
-    """The tokenizer, or a sentence that says why there is none."""
+    """The tokenizer, or a sentence with the reason why there is none."""
     values = parse_json_object(setup)
     try:
         if "folder" not in values:

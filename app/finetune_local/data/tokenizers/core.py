@@ -263,7 +263,7 @@ class Streamer:
 def streamed(
     decode: Callable[[Sequence[int]], str], ids: Sequence[int], ends: Collection[int] = ()
 ) -> list[tuple[str, list[int]]]:
-    """Pieces of text with the ids they stand for, several if a character takes several; joined they are the text of all ids.
+    """Pieces of text with their ids (several if a character takes several); joined they are the text of all ids.
 
     No piece crosses an index in `ends`.
     """

@@ -125,7 +125,7 @@ class Tokenizer:
         return Streamer(lambda part: self._decoded(part, False))
 
     def pieces(self, ids: Sequence[int], ends: Collection[int] = ()) -> list[tuple[str, list[int]]]:
-        """Pieces of text, special tokens included, each with the ids it stands for, several if a character takes several.
+        """Pieces of text, special tokens included, each with its ids (several if a character takes several).
 
         Joined they are the text of all. No piece crosses an index in `ends`.
         """

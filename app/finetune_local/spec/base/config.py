@@ -352,7 +352,7 @@ def _nan_in(config: Mapping[str, Any]) -> str | None:
 
 
 def windows(text: Mapping[str, Any], layers: int) -> list[int | None]:
-    """Positions that a query sees in each layer, itself included; None where it sees all. `text` is a config's text part."""
+    """Each layer's sliding window in positions, the current one included; None for full attention. `text` is a config's text part."""
     window = text.get("sliding_window")
     if not isinstance(window, int) or window <= 0 or text.get("use_sliding_window") is False:
         return [None] * layers

@@ -1,4 +1,4 @@
-"""Sentences about weights that a model's class does not take, or that hold no numbers."""
+"""Sentences about weights that do not fit a model's class, or that contain NaN or infinity."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def explain(
     unexpected: Collection[str],
     misshapen: Collection[str] = (),
 ) -> Message | None:
-    """The sentence about tensors that a model of this family lacks, and about those it does not know; None where all is well."""
+    """The sentence about tensors that this family of models requires but lacks, and about unknown ones; None if there are none."""
     strange = sorted(n for n in unexpected if not is_buffer(n) and not OTHER_PARTS.search(n))
     lacking = sorted(missing)
     if lacking and strange and (names := _renamed(lacking, strange)):
@@ -73,7 +73,7 @@ def explain(
 
 
 def not_finite(where: Path | str, name: str, count: int) -> Message:
-    """The sentence about a weight that holds NaN or infinity."""
+    """The sentence about a weight that contains NaN or infinity."""
     return msg(
         "{where}: {name} has {number} NaN or infinite values, so it cannot be used. The file is damaged, or "
         "the training it comes from failed: copy or download it again, or use an earlier version.",
@@ -84,7 +84,7 @@ def not_finite(where: Path | str, name: str, count: int) -> Message:
 
 
 def _renamed(missing: list[str], unexpected: list[str]) -> tuple[str, str] | None:
-    """The beginnings of names by which most of both differ: ("model.language_model.", "model.")."""
+    """The prefixes by which most names of both differ: ("model.language_model.", "model.")."""
     lacking = set(missing)
     found: Counter[tuple[str, str]] = Counter()
     for name in unexpected[:200]:

@@ -57,9 +57,9 @@ _BUFFERS = re.compile(
 OTHER_PARTS = re.compile(
     r"(^|\.|_)(vision|visual|audio|image|video|speech|mtp|talker|code2wav|token2wav|multi_modal|embed_vision)"
 )
-"""Parts of a model beside its language model: what sees and hears, and what only guesses ahead."""
+"""Parts of a model beside its language model: vision, audio and multi-token prediction."""
 
-# Looking for these in all names at once is fast; each name is looked at only where one is found.
+# Searching all names at once is fast; names are examined individually only if one is found.
 _SIGNS_OF_WRAPPERS = ("_orig_mod.", "\nmodule.", "_wrapped_module.", "\nbase_model.model.", "base_layer.", "lora_")
 _SIGNS_OF_PACKING = ("absmax", "quant_", ".SCB", "_idx", "qweight", "_blocks", "packed", "scale", ".W_q", ".code", "q_weight", "trellis",
                      "._data", "zero_point")  # fmt: skip

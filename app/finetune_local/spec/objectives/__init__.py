@@ -20,7 +20,7 @@ from finetune_local.system.fields import Settings, declared, did_you_mean, setti
 from finetune_local.system.messages import msg
 
 Need = Literal["reference"] | ValueKind
-"""What an objective needs beside log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
+"""What an objective needs in addition to log-probabilities: Batch.reference, or Readout.values of one of two kinds."""
 
 ExampleKind = Literal["conversation", "text", "pair"]
 """What an objective learns from: a conversation (its answers), a plain text, or a pair of a chosen and a rejected answer.
@@ -32,7 +32,7 @@ ROWS: Mapping[ExampleKind, int] = {"conversation": 1, "text": 1, "pair": 2}
 """Rows of a batch that one example becomes."""
 
 LOSS = "loss"
-"""The metric that every objective has: what `best` and early stopping go by."""
+"""The metric that every objective reports, used by `best` and early stopping."""
 
 
 class NoSettings(Settings):
@@ -51,7 +51,7 @@ class ReferenceSettings(Settings):
 
 @dataclass(frozen=True)
 class Mean:
-    """A mean that is collected over batches: a sum and what it is divided by."""
+    """A mean accumulated over batches: a sum and its divisor."""
 
     total: float
     count: float
@@ -80,7 +80,7 @@ class ObjectiveMetric:
 
 
 class Objective:
-    """A loss over what a model says of a batch. A subclass overrides what is different for it."""
+    """A loss over a model's outputs for a batch. Subclasses override what differs."""
 
     key: ClassVar[str]
     title: ClassVar[str]
@@ -91,9 +91,9 @@ class Objective:
     """The kinds of example it learns from; rows of another kind are rejected with a sentence."""
     needs: ClassVar[frozenset[Need]] = frozenset()
     reports: ClassVar[tuple[ObjectiveMetric, ...]] = ()
-    """What `metrics` returns beside LOSS, in the order in which it is shown."""
+    """What `metrics` returns in addition to LOSS, in display order."""
     is_default: ClassVar[bool] = False
-    """Whether a run that names no objective has this one."""
+    """Whether this is the objective of runs that name none."""
     lr_factor: ClassVar[float] = 1.0
     """The automatic learning rate, as a multiple of that of supervised fine-tuning."""
 
@@ -102,12 +102,12 @@ class Objective:
         """The values of its settings."""
 
     def with_settings(self, chosen: Settings) -> Self:
-        """The same objective with other values of its settings."""
+        """The same objective with other settings."""
         return type(self)(chosen)
 
     @property
     def value_kind(self) -> ValueKind | None:
-        """The kind of values it needs of a scalar head; None where it needs none."""
+        """The kind of scalar-head values it needs, or None."""
         return next((need for need in self.needs if need != "reference"), None)
 
     @property
@@ -126,7 +126,7 @@ class Objective:
         return isinstance(self.chosen, ReferenceSettings) and self.chosen.cache_reference
 
     def count(self, batch: Batch) -> int:
-        """What a step's mean is taken over, in one micro-batch: supervised tokens, or for some objectives examples."""
+        """What a step's mean is taken over, in one micro-batch: supervised tokens, or examples for some objectives."""
         return batch.supervised
 
     def loss(self, ops: Ops, readout: Readout, batch: Batch, total: float) -> Any:

@@ -122,7 +122,7 @@ class Guarded:
         with self._lock:
             try:
                 process = self._started()
-            except (OSError, RuntimeError) as error:  # no memory, no file, no thread is left for it
+            except (OSError, RuntimeError) as error:  # out of memory, files or threads
                 self._end()
                 raise Died(msg("no process could be started for it ({error})", error=error)) from None
             seconds = [preparing or self.limits.seconds, answering or self.limits.seconds]
@@ -147,12 +147,12 @@ class Guarded:
             if reply.kind is None:
                 return reply.value
             if reply.kind == "MemoryError":
-                self._end()  # what is left of its memory is scattered
+                self._end()  # its remaining memory is fragmented
                 raise TookTooMuch(self._too_much())
             if reply.kind == RESULT_TOO_LARGE:
                 raise TookTooMuch(as_message(reply.message))
             if reply.lost:
-                self._sent.pop(setup.key, None)  # its preparation failed, so it is not there
+                self._sent.pop(setup.key, None)  # its preparation failed, so the child does not have it
             raise Raised(reply.kind, reply.message)
 
     def close(self) -> None:
@@ -192,7 +192,7 @@ class Guarded:
         if self._killed is TookTooLong or (hasattr(signal, "SIGPROF") and code == -signal.SIGPROF):
             return TookTooLong(msg("it did not finish within {number} seconds", number=f"{self._allowed:.0f}"))
         if code in (-getattr(signal, "SIGABRT", 6), -getattr(signal, "SIGKILL", 9)):
-            # What Rust and C do where memory is refused to them; and the system's own last resort.
+            # How Rust and C end when memory is denied, and the system's out-of-memory killer.
             return TookTooMuch(msg("its process was killed, most likely because memory ran out ({code})", code=code))
         return Died(msg("its process crashed ({code})", code=code))
 
@@ -200,7 +200,7 @@ class Guarded:
         return msg("it takes more than {size} GB of memory", size=f"{self.limits.most_bytes / 1e9:.1f}")
 
     def _started(self) -> subprocess.Popen[bytes]:
-        if self._owner != os.getpid():  # after a fork the child is the other process's
+        if self._owner != os.getpid():  # after a fork the child belongs to the other process
             self._process, self._owner, self._watcher = None, os.getpid(), None
         if self._process is None or self._process.poll() is not None:
             self._end()

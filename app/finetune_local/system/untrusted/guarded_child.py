@@ -30,7 +30,7 @@ def main() -> None:
     """Serve requests until the input ends."""
     module_name, most_bytes, most_reply = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)  # what libraries print must not come between the answers
+    os.dup2(2, 1)  # output of libraries must not mix with the replies
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's
     _limit(most_bytes)
     module = importlib.import_module(module_name)
@@ -107,7 +107,7 @@ def _limit(most_bytes: int) -> None:
         import resource
 
         if most_bytes:
-            _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # a lower one of the user's own stays
+            _, hardest = resource.getrlimit(resource.RLIMIT_AS)  # keep a lower limit set by the user
             most = most_bytes if hardest == resource.RLIM_INFINITY else min(most_bytes, hardest)
             resource.setrlimit(resource.RLIMIT_AS, (most, most))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

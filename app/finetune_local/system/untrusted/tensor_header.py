@@ -69,7 +69,7 @@ def tensors_of(path: Path) -> dict[str, Stored]:
             )
         text = file.read(length)
     try:
-        header = parse_json_object(text, depth=len(text))  # how deep it is, is seen entry by entry
+        header = parse_json_object(text, depth=len(text))  # the depth is checked entry by entry
     except ForeignTextError as error:
         raise ForeignTextError(msg("the header is damaged ({error})", error=error)) from None
     header.pop("__metadata__", None)
@@ -80,7 +80,7 @@ def tensors_of(path: Path) -> dict[str, Stored]:
     if b"\\ud" in text.lower() and (broken := next((name for name in header if not is_text(name)), None)) is not None:
         raise _damaged(broken)
     stored = {name: _entry(path, name, value, 8 + length, size) for name, value in header.items()}
-    # Python's reader keeps the last of two entries of one name. Counting is fast, and only what counts wrong is looked at.
+    # Python's reader keeps the last of two entries with the same name. Counting is fast; only a mismatch is examined.
     if any(text.count(key) != len(header) for key in (b'"dtype"', b'"shape"', b'"data_offsets"')):
         _no_doubles(text)
     _in_order(stored, 8 + length, size)

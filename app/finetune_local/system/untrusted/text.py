@@ -79,7 +79,7 @@ def parse_json_at(text: str, start: int, depth: int = MOST_DEPTH) -> tuple[Any, 
 def check_parts(text: str, start: int = 0) -> None:
     """Raise ForeignTextError if a JSON text has too many parts for memory."""
     if len(text) - start <= MOST_PARTS or sum(text.count(mark, start) for mark in "[{,") <= MOST_PARTS:
-        return  # marks inside strings count here, so many of them settle nothing
+        return  # this count includes marks inside strings, so a large number is not conclusive
     parts = 0
     for match in _STRINGS_APART.finditer(text, start):
         if match[0][0] != '"':
@@ -148,7 +148,7 @@ def open_file(path: Path, *, follow: bool = True) -> BinaryIO:
     try:
         descriptor = os.open(path, flags)
     except OSError as error:
-        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket; a device that is not there
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a missing device
             raise ForeignTextError(msg("it is not a readable file")) from None
         if error.errno == errno.ELOOP and not follow:
             raise ForeignTextError(msg("it is a link to another file")) from None
@@ -189,7 +189,7 @@ def kind_of(value: object) -> str:
     return _KINDS.get(type(value), type(value).__name__)
 
 
-_STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never goes back
+_STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never backtracks
 _KINDS = {
     dict: msg("an object"),
     list: msg("a list"),
@@ -201,7 +201,7 @@ _KINDS = {
 
 
 def _check_depth(value: Any, text: str, start: int, end: int, depth: int) -> None:
-    # Counting brackets is fast and settles nearly every text; brackets inside strings make a closer look needed.
+    # Counting brackets is fast and decides nearly every text; brackets inside strings require a closer look.
     if text.count("[", start, end) + text.count("{", start, end) > depth and deeper_than(value, depth):
         raise ForeignTextError(msg("it is nested more than {depth} levels deep", depth=depth))
 
