@@ -175,7 +175,7 @@ def test_the_library_takes_it_and_says_what_it_brings(
     assert companions(base, entry.folder).sentences == (
         "6 added tokens (<|new 0|>, <|new 1|>, <|new 2|>, <|new 3|> and 2 more)",
     )
-    assert details("grown", entry.folder, "imported")["parameters"] > 2 * 386 * 64
+    assert details("grown", entry.folder, "imported").facts.parameters > 2 * 386 * 64
 
 
 def test_rows_that_were_not_saved_are_named(

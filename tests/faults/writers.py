@@ -116,7 +116,7 @@ def _look(home: Home) -> None:
     read_adapter(kept[0] / "adapter")
     for entry in library.entries(home):
         read_adapter(entry.folder)
-        assert entry.listed()["problem"] is None
+        assert entry.listed().problem is None
 
 
 def _named(home: Home, name: str) -> bool:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import datetime
 import math
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,65 @@ from finetune_local.spec.tuners import holds_base_weights, trainable_parameters,
 from finetune_local.system.errors import AdapterError, ModelError, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import stamp
-from finetune_local.system.messages import message_of, msg
+from finetune_local.system.messages import Message, message_of, msg
 from finetune_local.system.paths import Home, located
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
 
 NOTE = "note.txt"
 MADE_FROM = "made_from"
 """File in a run folder with the name of the run whose settings it started from."""
+
+
+@dataclass(frozen=True)
+class AdapterFacts:
+    """What lists show of an adapter. Its fields are the keys of `adapters list --json`; None where a fact is unknown."""
+
+    name: str
+    origin: str
+    """"run" or "imported"."""
+    folder: str
+    base: str | None = None
+    method: str | None = None
+    rank: int | None = None
+    parameters: int | None = None
+    whole: bool = False
+    """Whether it stores the base's own weights."""
+    run: str | None = None
+    made_from: str | None = None
+    """The run whose settings its run started from."""
+    extracted_from: Mapping[str, Any] = field(default_factory=dict)
+    files: Sequence[str] = ()
+    """The training data."""
+    step: int | None = None
+    created: str | None = None
+    """ISO 8601."""
+    created_time: float | None = None
+    """Seconds since the epoch."""
+    bytes: int = 0
+    note: str = ""
+    beside: Sequence[str] = ()
+    """Names of the files that decide how it is prompted; attach.brings() describes them."""
+    problem: Message | None = None
+    """Why it cannot be used; None for a sound one."""
+
+
+@dataclass(frozen=True)
+class AdapterDetails:
+    """Everything known about one adapter: facts with the exact number of parameters, adapted modules, settings of its method.
+
+    `more` has the facts that only its tuner has, by label.
+    """
+
+    facts: AdapterFacts
+    modules: int
+    settings: Mapping[str, Any]
+    mergeable: bool
+    more: Mapping[str, object]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `adapters info --json` prints."""
+        own = {"modules": self.modules, "settings": self.settings, "mergeable": self.mergeable}
+        return {**asdict(self.facts), **own, **self.more}
 
 
 @dataclass(frozen=True)
@@ -69,60 +121,50 @@ class Entry:
         """A value that changes whenever the result of describe() may have changed."""
         return stamp(self.folder, CONFIG, WEIGHTS, IDENTITY, NOTE, "../run.json", "../" + MADE_FROM, *TRAVEL)
 
-    def describe(self) -> dict[str, object]:
-        """A JSON object for lists, made without reading the weights. Raises AdapterError.
-
-        name, origin, folder, base, method, rank, parameters, whole (it stores the base's own weights), run, made_from,
-        extracted_from, files (the training data), step, created (ISO 8601), created_time (seconds since the epoch), bytes, note, beside
-        (names of the files that decide how it is prompted; attach.companion_sentences() describes them).
-        """
+    def describe(self) -> AdapterFacts:
+        """The facts for lists, without reading the weights. Raises AdapterError."""
         identity, config = self.identity, read_peft(self.folder)
-        tables = run_tables(self.folder) if self.origin == "run" else {}
-        files = tables.get("data", {}).get("files")
+        files = run_tables(self.folder).get("data", {}).get("files") if self.origin == "run" else None
         extra = identity.extra if identity else {}
-        return {
-            "name": self.name,
-            "origin": self.origin,
-            "folder": str(self.folder),
-            "base": identity.base.name if identity else config.base_model_name_or_path,
-            "method": identity.method if identity else (config.peft_type or "").lower(),
-            "rank": config.r,
-            "parameters": extra.get("parameters") or _numbers_in(self.folder / WEIGHTS),
-            "whole": holds_base_weights(config),
-            "run": self.name if self.origin == "run" else identity.run if identity else None,
-            "made_from": made_from(self.folder.parent) if self.origin == "run" else None,
-            "extracted_from": dict(self.extracted_from),
-            "files": [str(name) for name in files] if isinstance(files, list) else [],
-            "step": extra.get("step"),
-            "created": identity.created if identity else None,
-            "created_time": _seconds(identity.created if identity else "", self.folder / WEIGHTS),
-            "bytes": self.bytes_on_disk,
-            "note": self.note,
-            "beside": list(brought(self.folder)),
-        }
+        return AdapterFacts(
+            name=self.name,
+            origin=self.origin,
+            folder=str(self.folder),
+            base=identity.base.name if identity else config.base_model_name_or_path,
+            method=identity.method if identity else (config.peft_type or "").lower(),
+            rank=config.r,
+            parameters=extra.get("parameters") or _numbers_in(self.folder / WEIGHTS),
+            whole=holds_base_weights(config),
+            run=self.name if self.origin == "run" else identity.run if identity else None,
+            made_from=made_from(self.folder.parent) if self.origin == "run" else None,
+            extracted_from=dict(self.extracted_from),
+            files=[str(name) for name in files] if isinstance(files, list) else [],
+            step=extra.get("step"),
+            created=identity.created if identity else None,
+            created_time=_seconds(identity.created if identity else "", self.folder / WEIGHTS),
+            bytes=self.bytes_on_disk,
+            note=self.note,
+            beside=list(brought(self.folder)),
+        )
 
-    def listed(self) -> dict[str, object]:
-        """describe() with "problem": the reason a damaged adapter cannot be read; empty for sound ones."""
+    def listed(self) -> AdapterFacts:
+        """As describe(); for a damaged adapter the reason why it cannot be read, and what is known without reading it."""
         try:
-            return {**self.describe(), "problem": None}
+            return self.describe()
         except (AdapterError, ModelError) as error:
             problem = message_of(error)
         except (OSError, TypeError, ValueError, AttributeError) as error:
             problem = msg(
                 "{folder}: cannot be read ({error}). Copy the adapter again.", folder=self.folder, error=error
             )
-        known = {"name": self.name, "origin": self.origin, "folder": str(self.folder)}
-        unknown = dict.fromkeys(("base", "method", "rank", "parameters", "run", "made_from", "step", "created"))
-        rest = {
-            "extracted_from": {},
-            "files": [],
-            "whole": False,
-            "note": "",
-            "beside": [],
-            "bytes": _size(self.folder),
-        }
-        when = _seconds("", self.folder / WEIGHTS)
-        return {**known, **unknown, **rest, "created_time": when, "problem": problem}
+        return AdapterFacts(
+            name=self.name,
+            origin=self.origin,
+            folder=str(self.folder),
+            created_time=_seconds("", self.folder / WEIGHTS),
+            bytes=self.bytes_on_disk,
+            problem=problem,
+        )
 
 
 class Library:
@@ -130,11 +172,11 @@ class Library:
 
     def __init__(self, home: Home) -> None:
         self._home = home
-        self._known: dict[Path, tuple[object, dict[str, Any]]] = {}
+        self._known: dict[Path, tuple[object, AdapterFacts]] = {}
 
-    def listing(self) -> list[dict[str, Any]]:
+    def listing(self) -> list[AdapterFacts]:
         """Entry.listed() of every adapter, runs first, each group by name."""
-        found: dict[Path, tuple[object, dict[str, Any]]] = {}
+        found: dict[Path, tuple[object, AdapterFacts]] = {}
         for one in entries(self._home):
             now, known = one.stamp, self._known.get(one.folder)
             found[one.folder] = known if known is not None and known[0] == now else (now, one.listed())
@@ -142,23 +184,21 @@ class Library:
         return [facts for _, facts in found.values()]
 
 
-def details(name: str, folder: Path, origin: str) -> dict[str, Any]:
-    """Everything known about one adapter: Entry.describe() with its exact parameter count, modules and settings.
-
-    Reads only the header of the weights. Raises AdapterError, ModelError.
-    """
+def details(name: str, folder: Path, origin: str) -> AdapterDetails:
+    """Everything known about one adapter. Reads only the header of the weights. Raises AdapterError, ModelError."""
     shapes = {key: value.shape for key, value in read_header(folder / WEIGHTS).items()}
     plan = plan_of(folder, read_peft(folder), shapes)
-    return Entry(name, folder, origin).describe() | {
-        "parameters": trainable_parameters(plan),
-        "modules": len(plan.targets),
-        "settings": plan.settings.model_dump(mode="json", exclude={"targets"}),
-        "mergeable": tuner_of(plan).merge_refusal(plan) is None,
-        **tuner_of(plan).facts(plan),
-    }
+    tuner = tuner_of(plan)
+    return AdapterDetails(
+        facts=replace(Entry(name, folder, origin).describe(), parameters=trainable_parameters(plan)),
+        modules=len(plan.targets),
+        settings=plan.settings.model_dump(mode="json", exclude={"targets"}),
+        mergeable=tuner.merge_refusal(plan) is None,
+        more=tuner.facts(plan),
+    )
 
 
-def listing(home: Home) -> list[dict[str, Any]]:
+def listing(home: Home) -> list[AdapterFacts]:
     """Every adapter as Entry.listed() has it, runs first, each group by name."""
     return Library(home).listing()
 

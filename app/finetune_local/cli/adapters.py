@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,7 @@ def info(context: click.Context, name: str, home: str | None, as_json: bool) -> 
 
     place = _place(context, home)
     folder = find(name, place)
-    facts = details(name, folder, "folder") | {"brings": brings(folder, place)}
+    facts = details(name, folder, "folder").as_json() | {"brings": brings(folder, place)}
     if as_json:
         emit(facts)
     else:
@@ -193,9 +194,9 @@ def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.adapters.attach import brings
     from finetune_local.adapters.library import listing
 
-    found = [{**f, "brings": [] if f["problem"] else _carried(brings, f["folder"], home)} for f in listing(home)]
+    found = [(facts, [] if facts.problem else _carried(brings, facts.folder, home)) for facts in listing(home)]
     if as_json:
-        emit(found)
+        emit([{**asdict(facts), "brings": sentences} for facts, sentences in found])
         return
     if not found:
         note("no adapters yet: train one, or `finetune-local adapters import FOLDER`")
@@ -205,12 +206,12 @@ def _list(home: paths.Home, as_json: bool) -> None:
         (*(c.upper() for c in columns), "SIZE", "BRINGS", "NOTE"),
         (
             (
-                *(f[c] if f[c] is not None else "" for c in columns),
-                megabytes(f["bytes"]),
-                "; ".join(f["brings"]),
-                f"cannot be used: {f['problem']}" if f["problem"] else f["note"],
+                *(value if (value := getattr(facts, column)) is not None else "" for column in columns),
+                megabytes(facts.bytes),
+                "; ".join(sentences),
+                f"cannot be used: {facts.problem}" if facts.problem else facts.note,
             )
-            for f in found
+            for facts, sentences in found
         ),
     )
 
@@ -269,6 +270,6 @@ def _mean(values: Iterable[float]) -> float:
 
 def _report(entry: Any, text: str, as_json: bool) -> None:
     if as_json:
-        emit(entry.describe())
+        emit(asdict(entry.describe()))
     else:
         note(text)

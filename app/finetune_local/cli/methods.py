@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import click
 
@@ -27,7 +28,7 @@ def command(method: str | None, as_json: bool) -> None:
         _show_method(preset_named(method), known, as_json)
         return
     if as_json:
-        emit([_facts(m, known) for m in presets().values()])
+        emit([asdict(_facts(m, known)) for m in presets().values()])
         return
     marks = {True: "yes", False: "no"}
     table(
@@ -36,15 +37,21 @@ def command(method: str | None, as_json: bool) -> None:
     )
 
 
-def _facts(method: Preset, known: Mapping[str, Backend]) -> dict[str, Any]:
-    return {
-        "key": method.key,
-        "title": method.title,
-        "summary": method.summary,
-        "paper": method.paper,
-        "backends": {name: method.tuner in backend.tuners() for name, backend in known.items()},
-        "presets": dict(method.defaults),
-    }
+@dataclass(frozen=True)
+class _MethodFacts:
+    """What `methods --json` prints of a method: the backends by name, whether each supports it, and its default settings by path."""
+
+    key: str
+    title: str
+    summary: str
+    paper: str
+    backends: Mapping[str, bool]
+    presets: Mapping[str, object]
+
+
+def _facts(method: Preset, known: Mapping[str, Backend]) -> _MethodFacts:
+    supported = {name: method.tuner in backend.tuners() for name, backend in known.items()}
+    return _MethodFacts(method.key, method.title, method.summary, method.paper, supported, dict(method.defaults))
 
 
 def _show_method(method: Preset, known: Mapping[str, Backend], as_json: bool) -> None:
@@ -67,10 +74,10 @@ def _show_method(method: Preset, known: Mapping[str, Backend], as_json: bool) ->
     text = page.read_text("utf-8") if page.is_file() else f"# {method.title}\n\n{method.summary}\n"
     facts = _facts(method, known)
     if as_json:
-        emit({**facts, "settings": settings, "text": text})
+        emit({**asdict(facts), "settings": settings, "text": text})
         return
     click.echo(text)
-    click.echo(f"backends: {', '.join(name for name, has in facts['backends'].items() if has) or 'none here'}")
+    click.echo(f"backends: {', '.join(name for name, has in facts.backends.items() if has) or 'none here'}")
     elsewhere = {path: value for path, value in method.defaults.items() if not path.startswith("method.")}
     if elsewhere:
         click.echo("the name also stands for: " + ", ".join(f"{p} = {shown_default(v)}" for p, v in elsewhere.items()))

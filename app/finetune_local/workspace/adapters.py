@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from finetune_local.adapters import library, manage
@@ -27,7 +28,7 @@ class Shelf:
     def listing(self) -> list[dict[str, Any]]:
         """As Library.listing(), each with "scores" from its newest evaluation (Scores.as_json), or None."""
         scores = {adapter: found.as_json() for adapter, found in self._scores().items()}
-        return [{**facts, "scores": scores.get(facts["name"])} for facts in self._library.listing()]
+        return [{**asdict(facts), "scores": scores.get(facts.name)} for facts in self._library.listing()]
 
     def _scores(self) -> dict[str, store.Scores]:
         place = self._home.evaluations

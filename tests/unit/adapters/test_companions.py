@@ -213,7 +213,7 @@ def test_a_token_without_a_row_is_told_and_never_read(tmp_path: Path) -> None:
 @pytest.mark.engine  # compared with transformers
 def test_the_library_says_what_an_adapter_brings(tiny: Path, tmp_path: Path, home: Home) -> None:
     entry = manage.bring_in(saved(tiny, tmp_path / "mine", template=TEMPLATE), home)
-    assert set(entry.describe()["beside"]) >= {"tokenizer.json", "chat_template.jinja"}
+    assert set(entry.describe().beside) >= {"tokenizer.json", "chat_template.jinja"}
     assert brings(entry.folder, home, ModelFolder.open(tiny)) == ["its own chat template"]
     assert "not installed" in brings(entry.folder, home)[0], "the folder's name alone does not lead to the base"
     renamed_entry = manage.rename("mine", "ours", home)

@@ -283,7 +283,7 @@ def test_a_run_is_extracted_into_the_library(stocked: paths.Home, capsys: pytest
     assert told["name"] == "全部 run-lora" and told["rank"] == 4 and len(told["layers"]) == 14
     assert told["kept"] == pytest.approx(1 - told["error"] ** 2)
     entry = library.entry("全部 run-lora", stocked)
-    assert entry.describe()["method"] == "lora" and entry.describe()["rank"] == 4
+    assert entry.describe().method == "lora" and entry.describe().rank == 4
     identity = read_identity(entry.folder)
     assert identity is not None and identity.run == "全部 run"
     assert identity.extra["extracted_from"]["method"] == "full" and identity.extra["extracted_from"]["rank"] == 4

@@ -56,9 +56,9 @@ def test_it_is_named_after_its_source_and_says_where_it_is_from(whole: Home) -> 
     tell = Tell()
     result = job_extract.run({"adapter": "mine", "rank": 4}, whole, tell)
     assert result["name"] == "mine-lora" and 0 < result["kept"] < 1 and "extracting" in tell.texts
-    facts = next(facts for facts in library.listing(whole) if facts["name"] == "mine-lora")
-    assert facts["rank"] == 4 and facts["parameters"] == result["parameters"] and not facts["whole"]
-    assert facts["extracted_from"]["adapter"] == "mine"
+    facts = next(facts for facts in library.listing(whole) if facts.name == "mine-lora")
+    assert facts.rank == 4 and facts.parameters == result["parameters"] and not facts.whole
+    assert facts.extracted_from["adapter"] == "mine"
     assert manage.free_name("mine-lora", whole) == "mine-lora-2"
     with pytest.raises(AdapterError, match="already"):
         job_extract.run({"adapter": "mine"}, whole, tell)

@@ -338,6 +338,6 @@ def test_damaged_ones_are_listed_beside_the_others(source: Path, home: Home) -> 
     ):
         shutil.copytree(home.adapters / "good", home.adapters / f"bad {number}")
         (home.adapters / f"bad {number}" / CONFIG).write_bytes(content)
-    told = {one["name"]: one["problem"] for one in library.listing(home)}
+    told = {one.name: one.problem for one in library.listing(home)}
     assert told.pop("good") is None
     assert len(told) == 5 and all(CONFIG in str(problem) for problem in told.values())

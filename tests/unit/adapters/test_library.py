@@ -39,9 +39,9 @@ def names(home: paths.Home) -> list[str]:
 
 def test_runs_and_imports_are_listed(stocked: paths.Home) -> None:
     listed = [entry.describe() for entry in library.entries(stocked)]
-    assert [(e["name"], e["origin"]) for e in listed] == [("订单 1", "run"), ("friend", "imported")]
-    assert listed[0]["base"] == listed[1]["base"] == "tiny llama 小"
-    assert listed[0]["method"] == listed[1]["method"] == "lora" and listed[0]["rank"] == 2
+    assert [(e.name, e.origin) for e in listed] == [("订单 1", "run"), ("friend", "imported")]
+    assert listed[0].base == listed[1].base == "tiny llama 小"
+    assert listed[0].method == listed[1].method == "lora" and listed[0].rank == 2
 
 
 def test_a_damaged_adapter_is_listed_beside_the_others(stocked: paths.Home, capsys: pytest.CaptureFixture[str]) -> None:
@@ -113,7 +113,7 @@ def test_the_base_is_the_one_the_run_named_else_the_recorded_one(stocked: paths.
 def test_a_damaged_run_json_does_not_keep_its_adapter_from_being_used(stocked: paths.Home, values: Any) -> None:
     folder = library.find("订单 1", stocked)
     (folder.parent / "run.json").write_text(json.dumps(values), "utf-8")
-    assert library.details("订单 1", folder, "run")["files"] == []
+    assert library.details("订单 1", folder, "run").facts.files == []
     assert library.base_of(folder) and not trained_raw(folder)
     assert _held(None, [folder], Device("cpu", "cpu", "", 2**30, False)) == ("fp32", "auto")
 
@@ -224,18 +224,18 @@ def test_a_list_says_what_each_is_and_reads_only_what_changed(
     (stocked.adapters / "cut" / WEIGHTS).write_bytes(b"short")
     (stocked.runs / "a file").write_text("x", "utf-8")
     known = library.Library(stocked)
-    first = {facts["name"]: facts for facts in known.listing()}
-    assert [first[name]["problem"] is None for name in ("订单 1", "friend", "cut")] == [True, True, False]
-    assert first["friend"]["parameters"] == sum(
+    first = {facts.name: facts for facts in known.listing()}
+    assert [first[name].problem is None for name in ("订单 1", "friend", "cut")] == [True, True, False]
+    assert first["friend"].parameters == sum(
         array.size for array in read_adapter(stocked.adapters / "friend")[1].values()
     )
     read: list[str] = []
     real = library.Entry.listed
     monkeypatch.setattr(library.Entry, "listed", lambda entry: (read.append(entry.name), real(entry))[1])
-    assert {facts["name"]: facts for facts in known.listing()} == first
+    assert {facts.name: facts for facts in known.listing()} == first
     assert read == []
     manage.write_note("friend", "tried it", stocked)
-    assert [facts["note"] for facts in known.listing() if facts["name"] == "friend"] == ["tried it"]
+    assert [facts.note for facts in known.listing() if facts.name == "friend"] == ["tried it"]
     assert read == ["friend"]
 
 
@@ -244,7 +244,7 @@ def test_details_are_told_without_reading_the_weights(stocked: paths.Home, monke
     plan, _ = read_adapter(folder)
     monkeypatch.setattr("finetune_local.adapter_format.read_tensors", None)
     told = library.details("friend", folder, "imported")
-    assert told["modules"] == len(plan.targets) and told["settings"]["rank"] == 2 and told["mergeable"]
+    assert told.modules == len(plan.targets) and told.settings["rank"] == 2 and told.mergeable
     config = json.loads((folder / CONFIG).read_text("utf-8"))
     (folder / CONFIG).write_text(json.dumps({**config, "r": 3}), "utf-8")
     with pytest.raises(AdapterError, match="says"):

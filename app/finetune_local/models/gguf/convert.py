@@ -83,7 +83,6 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
     pending = _tensors(gguf, config)
     check_base_config(config, file)
     check_base_weights(config, {tensor.name: tensor for tensor in pending}, file)
-    config["dtype"] = config["torch_dtype"] = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[pending[0].dtype]
     needed = sum(math.prod(p.shape) * BYTES[p.dtype] for p in pending)
     if (free := shutil.disk_usage(folder).free) < needed * 1.02:
         raise DiskFull(
@@ -109,7 +108,8 @@ def convert(file: Path, folder: Path, progress: Progress) -> None:
     )
 
 
-def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
+def _config(gguf: Gguf, values: Metadata, family: str) -> Mapping[str, Any]:
+    """The content of config.json. Raises ModelError."""
     file, tensors = gguf.file, gguf.tensors
     table = tensors.get("token_embd.weight")
     if table is None or len(table.shape) != 2:
@@ -157,7 +157,15 @@ def _config(gguf: Gguf, values: Metadata, family: str) -> dict[str, Any]:
         config["mlp_bias"] = "blk.0.ffn_up.bias" in tensors
     else:
         config |= {"use_sliding_window": False, "sliding_window": None}
+    dtype = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}[_dtype(gguf)]
+    config |= {"dtype": dtype, "torch_dtype": dtype}
     return {k: v for k, v in config.items() if v is not None or k == "sliding_window"}
+
+
+def _dtype(gguf: Gguf) -> str:
+    """The dtype of the converted weights, by safetensors' name: F16 and F32 files keep theirs."""
+    kinds = {t.kind.name for t in gguf.tensors.values() if len(t.shape) > 1}
+    return "F32" if kinds == {"F32"} else "F16" if kinds <= {"F16", "F32"} else "BF16"
 
 
 def _scaling(gguf: Gguf, values: Metadata, family: str, theta: float, head_dim: int) -> dict[str, object]:
@@ -198,8 +206,7 @@ def _llama3_factors(theta: float, head_dim: int, factor: float) -> Floats:
 
 
 def _tensors(gguf: Gguf, config: Mapping[str, Any]) -> list[Pending]:
-    kinds = {t.kind.name for t in gguf.tensors.values() if len(t.shape) > 1}
-    dtype = "F32" if kinds == {"F32"} else "F16" if kinds <= {"F16", "F32"} else "BF16"
+    dtype = _dtype(gguf)
     heads = {"q_proj": int(config["num_attention_heads"]), "k_proj": int(config["num_key_value_heads"])}
 
     def maker(tensor: GgufTensor, name: str) -> Callable[[], Floats]:

@@ -24,8 +24,9 @@ row; an ensemble multiplies everything by its size.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Literal, cast
 
@@ -214,22 +215,46 @@ def _size(count: int) -> str:
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"
 
 
-def facts_of(model: ModelFolder) -> dict[str, Any]:
-    """A JSON object; sizes in bytes, the context in tokens, training memory by method and precision."""
+@dataclass(frozen=True)
+class ModelFacts:
+    """What `models info` shows: sizes in bytes, the context length in tokens.
+
+    `source` is where the model came from, "" if unknown; `training_memory_bytes` is by method and precision.
+    """
+
+    name: str
+    path: str
+    family: str
+    parameters: int
+    bytes: int
+    context_length: int
+    chat_template: bool
+    source: str
+    revision: str
+    license: str
+    training_memory_bytes: Mapping[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The object that `models info --json` prints, where `source` is called "from"."""
+        return {{"source": "from"}.get(name, name): value for name, value in asdict(self).items()}
+
+
+def facts_of(model: ModelFolder) -> ModelFacts:
+    """The facts of an installed model or a model folder."""
     source = source_of(model.path)
-    return {
-        "name": model.name,
-        "path": str(model.path),
-        "family": model.family,
-        "parameters": model.parameters,
-        "bytes": model.bytes_on_disk,
-        "context_length": model.context_length,
-        "chat_template": model.chat_template() is not None,
-        "from": source.get("from", ""),
-        "revision": source.get("revision", ""),
-        "license": source.get("license", ""),
-        "training_memory_bytes": training_memory(model),
-    }
+    return ModelFacts(
+        name=model.name,
+        path=str(model.path),
+        family=model.family,
+        parameters=model.parameters,
+        bytes=model.bytes_on_disk,
+        context_length=model.context_length,
+        chat_template=model.chat_template() is not None,
+        source=source.get("from", ""),
+        revision=source.get("revision", ""),
+        license=source.get("license", ""),
+        training_memory_bytes=training_memory(model),
+    )
 
 
 def training_memory(model: ModelFolder) -> dict[str, int]:

@@ -165,14 +165,14 @@ def _settings(context: Context, row: Row) -> Html:
         details = library.details(row["name"], Path(row["folder"]), row["origin"])
     except FinetuneError as error:
         return h("div", sentence(t, message_of(error)), class_="hint bad")
-    settings: Mapping[str, Any] = details["settings"]
+    settings: Mapping[str, Any] = details.settings
     pairs = [
         (controls.label_of(t, f"method.{name}"), controls.value_text(t, value))
         for name, value in settings.items()
         if value not in (None, [], {}, "")
     ]
-    modules = (t("adapters.modules"), context.f.number(details["modules"]))
-    mergeable = (t("adapters.mergeable"), t("common.yes" if details["mergeable"] else "common.no"))
+    modules = (t("adapters.modules"), context.f.number(details.modules))
+    mergeable = (t("adapters.mergeable"), t("common.yes" if details.mergeable else "common.no"))
     return parts.card(parts.facts([*pairs, modules, mergeable]), title=t("adapters.settings"))
 
 

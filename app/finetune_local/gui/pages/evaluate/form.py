@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from finetune_local.adapters.library import run_folder
+from finetune_local.adapters.library import AdapterFacts, run_folder
 from finetune_local.data.dataset.prepare import CONVERSATIONS
 from finetune_local.evaluation import evaluate
 from finetune_local.evaluation.metrics import DEFAULT, metrics
@@ -35,8 +35,8 @@ BASE = ""
 _MOST = {"few_shot": 100, "limit": 1_000_000}
 """The largest number that each number field accepts."""
 
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
+
+Rows = Sequence[AdapterFacts]
 
 
 def changed(context: Context, window: Window, key: str, text: str) -> None:
@@ -58,14 +58,14 @@ def changed(context: Context, window: Window, key: str, text: str) -> None:
         state.form = replace(state.form, file=typed)
 
 
-def chosen_adapter(window: Window, adapters: Rows) -> Row | None:
+def chosen_adapter(window: Window, adapters: Rows) -> AdapterFacts | None:
     """The adapter to evaluate: the window's selection, else the newest; None for the base alone."""
     name = window.shared.adapter
     if name == BASE:
         return None
-    found = next((row for row in adapters if row["name"] == name), None)
-    usable = [row for row in adapters if not row["problem"]]
-    return found or max(usable, key=lambda row: row["created_time"] or 0, default=None)
+    found = next((row for row in adapters if row.name == name), None)
+    usable = [row for row in adapters if not row.problem]
+    return found or max(usable, key=lambda row: row.created_time or 0, default=None)
 
 
 def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, object]:
@@ -76,10 +76,10 @@ def arguments(context: Context, window: Window, adapters: Rows) -> dict[str, obj
         raise SpecError(as_message(context.t("evaluate.no_file")))
     if file is not None and not located(file).is_file():
         raise DataError(as_message(context.t("evaluate.file_gone", file=file)))
-    if adapter is not None and adapter["problem"]:
-        raise SpecError(as_message(adapter["problem"]))
+    if adapter is not None and adapter.problem:
+        raise SpecError(as_message(adapter.problem))
     return {
-        "adapter": adapter["name"] if adapter else None,
+        "adapter": adapter.name if adapter else None,
         "model": None if adapter else chosen_model(context, window),
         "data": [str(located(file))] if file is not None else [],
         "few_shot": form.few_shot,
@@ -111,21 +111,21 @@ def card(context: Context, window: Window, adapters: Rows) -> Html:
     )
 
 
-def _adapter_field(context: Context, window: Window, adapter: Row | None, adapters: Rows) -> Html:
+def _adapter_field(context: Context, window: Window, adapter: AdapterFacts | None, adapters: Rows) -> Html:
     t = context.t
-    on_base = t("evaluate.on_base", method=method_name(t, adapter["method"]), base=adapter["base"]) if adapter else None
+    on_base = t("evaluate.on_base", method=method_name(t, adapter.method), base=adapter.base) if adapter else None
     return fields.select(
         t("evaluate.adapter"),
         "form.adapter",
         "adapter",
-        [*((str(row["name"]), str(row["name"])) for row in adapters), (BASE, t("evaluate.no_adapter"))],
-        str(adapter["name"]) if adapter else BASE,
+        [*((str(row.name), str(row.name)) for row in adapters), (BASE, t("evaluate.no_adapter"))],
+        str(adapter.name) if adapter else BASE,
         id="evaluate-adapter",
         help=on_base or chosen_model(context, window),
     )
 
 
-def _rows_field(t: Strings, form: EvaluateForm, adapter: Row | None) -> Html:
+def _rows_field(t: Strings, form: EvaluateForm, adapter: AdapterFacts | None) -> Html:
     own = _own_file(form, adapter)
     held_out = [("run", t("evaluate.rows_run"))] if _of_run(adapter) else []
     return fields.select(
@@ -139,7 +139,7 @@ def _rows_field(t: Strings, form: EvaluateForm, adapter: Row | None) -> Html:
     )
 
 
-def _file_field(t: Strings, form: EvaluateForm, adapter: Row | None) -> Html:
+def _file_field(t: Strings, form: EvaluateForm, adapter: AdapterFacts | None) -> Html:
     return fields.path(
         t,
         t("evaluate.file"),
@@ -172,13 +172,13 @@ def _measure_fields(t: Strings, form: EvaluateForm) -> list[Html]:
     ]  # fmt: skip
 
 
-def _expected(context: Context, window: Window, adapter: Row | None) -> str:
+def _expected(context: Context, window: Window, adapter: AdapterFacts | None) -> str:
     """The expected number of rows and answers, and the duration, if known."""
     t, f, form = context.t, context.f, window.state(EvaluateState).form
     own = _own_file(form, adapter)
     if own and not form.file:
         return ""
-    folder = Path(adapter["folder"]) if adapter else None
+    folder = Path(adapter.folder) if adapter else None
     file = located(form.file) if own else None
     try:
         rows, more = _count(folder, file, form.limit, _stamp(folder, file))
@@ -189,7 +189,7 @@ def _expected(context: Context, window: Window, adapter: Row | None) -> str:
     answers = 1 + bool(form.few_shot) + (adapter is not None)
     if more:
         return t("evaluate.expected_more", n=f.number(rows), answers=f.number(answers))
-    model = str(adapter["base"]) if adapter else chosen_model(context, window)
+    model = str(adapter.base) if adapter else chosen_model(context, window)
     seconds = evaluate.seconds_of(context.home, model, rows, form.few_shot, tuned=adapter is not None)
     time = t("evaluate.expected_time", span=f.about(seconds)) if seconds else t("evaluate.expected_unknown")
     return f"{t('evaluate.expected_rows', n=f.number(rows), answers=f.number(answers))} · {time}"
@@ -209,11 +209,11 @@ def _stamp(adapter: Path | None, file: Path | None) -> object:
     )
 
 
-def _of_run(adapter: Row | None) -> bool:
+def _of_run(adapter: AdapterFacts | None) -> bool:
     """Whether an adapter belongs to a run with held-out rows."""
-    run = run_folder(Path(adapter["folder"])) if adapter else None
+    run = run_folder(Path(adapter.folder)) if adapter else None
     return run is not None and (run / "data" / CONVERSATIONS).is_file()
 
 
-def _own_file(form: EvaluateForm, adapter: Row | None) -> bool:
+def _own_file(form: EvaluateForm, adapter: AdapterFacts | None) -> bool:
     return form.rows == "file" or not _of_run(adapter)

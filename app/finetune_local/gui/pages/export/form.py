@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_local.adapters.library import AdapterFacts
 from finetune_local.export import job_export
 from finetune_local.export.pipeline import BASE, Offers, QuantOffer, TargetOffer, free_place
 from finetune_local.export.targets import Quant, Target, targets
@@ -27,17 +28,17 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
     from finetune_local.gui.shell.windows import Window
 
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[AdapterFacts]
 
 
 def chosen_adapter(window: Window, adapters: Rows) -> str:
     """The adapter to export: the window's selection, else the newest; "base" for the base alone."""
     name = window.shared.adapter
-    if name == "" or any(row["name"] == name for row in adapters):
+    if name == "" or any(row.name == name for row in adapters):
         return str(name) or BASE
-    usable = [row for row in adapters if not row["problem"]]
-    newest = max(usable, key=lambda row: row["created_time"] or 0, default=None)
-    return str(newest["name"]) if newest else BASE
+    usable = [row for row in adapters if not row.problem]
+    newest = max(usable, key=lambda row: row.created_time or 0, default=None)
+    return str(newest.name) if newest else BASE
 
 
 def values_of(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
@@ -70,8 +71,8 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
     """The form."""
     t = context.t
     adapter = chosen_adapter(window, adapters)
-    row = next((row for row in adapters if row["name"] == adapter), None)
-    names = [(str(row["name"]), str(row["name"])) for row in adapters]
+    row = next((row for row in adapters if row.name == adapter), None)
+    names = [(str(row.name), str(row.name)) for row in adapters]
     which = fields.select(
         t("export.adapter"),
         "adapter",
@@ -79,7 +80,7 @@ def card(context: Context, window: Window, adapters: Rows, answer: Answer) -> Ht
         [*names, ("", t("export.base_alone"))],
         "" if adapter == BASE else adapter,
         id="export-adapter",
-        help=t("export.on_base", method=method_name(t, row["method"]), base=row["base"])
+        help=t("export.on_base", method=method_name(t, row.method), base=row.base)
         if row
         else chosen_model(context, window),
     )

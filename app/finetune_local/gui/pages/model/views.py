@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from finetune_local.gui.i18n.formats import Formats
 from finetune_local.gui.i18n.strings import Strings, sentence
@@ -14,6 +13,7 @@ from finetune_local.gui.widgets import parts
 from finetune_local.gui.widgets.html import Child, Html, h, join
 from finetune_local.models.catalog import entry
 from finetune_local.models.local import LocalModel
+from finetune_local.models.memory.estimate import ModelFacts
 
 
 class HereViews:
@@ -93,20 +93,20 @@ class HereViews:
         forget = parts.button(label, "forget", str(place), kind="small quiet", confirm=sure, title=title)
         return h("div", h("span", text), forget, class_=f"hint row between {'warn' if missing else ''}".strip())
 
-    def details(self, facts: dict[str, Any]) -> Html:
+    def details(self, facts: ModelFacts) -> Html:
         """Everything that `models info` prints."""
         t, f = self.t, self.f
         pairs = [
-            (t("model.fact_name"), facts["name"]),
-            (t("model.fact_family"), facts["family"]),
-            (t("model.fact_parameters"), f"{f.number(facts['parameters'])}"),
-            (t("model.fact_size"), f.size(facts["bytes"])),
-            (t("model.fact_context"), t("model.tokens", n=f.number(facts["context_length"]))),
-            (t("model.fact_template"), t("common.yes" if facts["chat_template"] else "model.no_template")),
-            (t("model.fact_license"), facts["license"]),
-            (t("model.fact_from"), facts["from"]),
-            (t("model.fact_revision"), facts["revision"]),
-            (t("model.fact_path"), h("span", h("code", facts["path"], class_="path"), _copy(t, facts["path"]))),
+            (t("model.fact_name"), facts.name),
+            (t("model.fact_family"), facts.family),
+            (t("model.fact_parameters"), f"{f.number(facts.parameters)}"),
+            (t("model.fact_size"), f.size(facts.bytes)),
+            (t("model.fact_context"), t("model.tokens", n=f.number(facts.context_length))),
+            (t("model.fact_template"), t("common.yes" if facts.chat_template else "model.no_template")),
+            (t("model.fact_license"), facts.license),
+            (t("model.fact_from"), facts.source),
+            (t("model.fact_revision"), facts.revision),
+            (t("model.fact_path"), h("span", h("code", facts.path, class_="path"), _copy(t, facts.path))),
         ]
         return h("div", parts.facts(pairs), class_="model-details")
 
