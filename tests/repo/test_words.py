@@ -80,10 +80,7 @@ EXCEPTIONS = {
     "app/finetune_local/spec/tuners/lora_drop.py": {"trial"},  # names of settings, which are on disk
 }
 
-LIMITS: dict[str, int] = {
-    "app/finetune_local/chat": 6,
-    "app/finetune_local/inference": 4,
-}
+LIMITS: dict[str, int] = {}
 
 
 @cache

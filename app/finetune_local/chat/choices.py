@@ -1,4 +1,4 @@
-"""What can answer in a chat: the base to start with, and the adapters of the library that fit it. Loads nothing."""
+"""What can answer in a chat: the base to start with and the adapters that fit it. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -30,22 +30,24 @@ MOST_ANSWERERS = 4
 
 @dataclass(frozen=True)
 class Offer:
-    """An adapter of the library: its name, its folder, and why it cannot answer with the chosen base ("" where it can)."""
+    """An adapter of the library. `problem` says why it cannot be used with the chosen base; "" if it can."""
 
     name: str
     folder: Path
     problem: str = ""
 
 
-def base(home: Home, wanted: str | None, adapters: Sequence[str] = ()) -> str | None:
-    """The base to chat with, as `--model` takes it: that of the first adapter, else the requested one, else the small default
-    if it is installed, else any installed one; None where there is none."""
+def base(home: Home, requested: str | None, adapters: Sequence[str] = ()) -> str | None:
+    """The base to chat with, as a value of `--model`; None if no base is installed.
+
+    It is the base of the first adapter, else the requested one, else the small default if it is installed, else any installed one.
+    """
     for name in adapters:
         with suppress(UserError):
             if made_on := base_of(find_adapter(name, home)):
                 return made_on
-    if wanted:
-        return wanted
+    if requested:
+        return requested
     known = installed(home.models)
     return DEFAULT_MODEL if DEFAULT_MODEL in known else known[0] if known else None
 
@@ -56,7 +58,7 @@ def opened(home: Home, model: str) -> ModelFolder:
         found = find(model, home)
     except ModelError:
         if model in installed(home.models) or located(model).is_dir():
-            raise  # it is there, and cannot be used
+            raise  # it exists but cannot be used
         raise ModelError(
             msg("the base '{model}' is not on this machine. Choose another one, or download it again.", model=model)
         ) from None
@@ -64,12 +66,12 @@ def opened(home: Home, model: str) -> ModelFolder:
 
 
 def listed(home: Home) -> list[Offer]:
-    """Every adapter of the library, whatever base it was made on."""
+    """Every adapter of the library, for any base."""
     return [Offer(entry.name, entry.folder) for entry in entries(home)]
 
 
 def offers(home: Home, model: ModelFolder, more: Sequence[str] = ()) -> list[Offer]:
-    """Every adapter of the library, and those of `more` that are folders; those that fit come first."""
+    """Every adapter of the library, and those named in `more`; adapters that fit the base come first."""
     found = [Offer(entry.name, entry.folder, _misfit(entry.folder, model)) for entry in entries(home)]
     known = {offer.name for offer in found}
     for name in more:
@@ -88,7 +90,7 @@ def _misfit(folder: Path, model: ModelFolder) -> str:
 
 @lru_cache(maxsize=4096)
 def _problem(folder: Path, _stamp: object, model: ModelFolder) -> str:
-    """Why an adapter does not fit a base, from its identity; a plain PEFT adapter has none and is checked when it is loaded."""
+    """Why an adapter does not fit a base, by its identity. A plain PEFT adapter has no identity and is checked when it is loaded."""
     try:
         identity = read_identity(folder)
         if identity is not None:

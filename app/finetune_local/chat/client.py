@@ -1,6 +1,7 @@
-"""The window's side of chat/worker.py: calls in progress and their partial answers, so that a reloaded page finds them again.
+"""The window's side of chat/worker.py: calls in progress and their partial answers.
 
-A call runs in a thread of the server, whatever happens to the page that started it. A conversation has one call at a time.
+A call runs in a thread of the server and does not depend on the page that started it, so a reloaded page finds it again. A
+conversation has one call at a time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from finetune_local.system.messages import msg
 Phase = Literal["waiting", "loading", "answering", "ended"]
 
 _PATIENCE = 8.0
-"""Seconds that an answer has to end before the model is unloaded."""
+"""Seconds to wait for cancelled answers before the model is unloaded."""
 
 
 @dataclass
 class PartialAnswer:
-    """One answer so far. `seconds` count from its first token; `turn` is set once the answer is complete."""
+    """An answer so far. `seconds` count from its first token; `turn` is set when the answer is complete."""
 
     text: str = ""
     tokens: int = 0
@@ -35,7 +36,7 @@ class PartialAnswer:
 
 @dataclass
 class ChatCall:
-    """A call to the worker. Read it at any time; wait() returns on a change. `answers` are by adapter; None is the base."""
+    """A call to the worker. Fields may be read at any time; wait() returns on a change. `answers` are by adapter (None: the base)."""
 
     procedure: str
     conversation: str
@@ -58,23 +59,23 @@ class ChatCall:
 
     @property
     def ended(self) -> bool:
-        """Whether the call is over."""
+        """Whether the call has ended."""
         return self.phase == "ended"
 
     def wait(self, version: int, seconds: float) -> int:
-        """Wait until `version` has changed, for at most `seconds`; returns the present version."""
+        """Wait at most `seconds` until the version differs from `version`; returns the current version."""
         with self._changed:
             self._changed.wait_for(lambda: self.version != version, seconds)
             return self.version
 
     def stop(self) -> None:
-        """Cancel; the answer so far is kept."""
+        """Cancel the call; the answer so far is kept."""
         self._note(stopped=True)
         if self._call is not None:
             self._call.cancel()
 
     def run(self, client: RpcClient, on_opened: Callable[[Mapping[str, Any]], None]) -> None:
-        """Make the call and follow it to its end, in a separate thread. `on_opened` receives the facts of the loaded model."""
+        """Make the call and follow it to its end; runs in its own thread. `on_opened` receives the facts of the loaded model."""
         try:
             self._call = client.stream(self.procedure, **self.values)
             if self.stopped:
@@ -82,7 +83,7 @@ class ChatCall:
             self._follow(self._call, on_opened)
         except WorkerDied as error:
             self.error = None if self.stopped else error
-        except Exception as error:  # noqa: BLE001 - it is shown in the conversation
+        except Exception as error:  # noqa: BLE001 - shown in the conversation
             self.error = error
         self._note(phase="ended")
 
@@ -105,7 +106,7 @@ class ChatCall:
             case "note":
                 self.notes.append(event["text"])
             case "opened":
-                self._names = {called: asked for asked, called in event["names"].items()}
+                self._names = {in_memory: requested for requested, in_memory in event["names"].items()}
                 self._note(phase="answering")
             case "begin":
                 growing = self._of(event)
@@ -133,7 +134,7 @@ class ChatCall:
 
 
 class ChatClient:
-    """All talks of one server, and what is known of the model in the worker's memory."""
+    """All chat calls of one server, and what is known of the worker's loaded model."""
 
     def __init__(self, client: RpcClient) -> None:
         """Calls nothing yet."""
@@ -144,9 +145,9 @@ class ChatClient:
 
     @property
     def opened(self) -> Mapping[str, Any] | None:
-        """The model in the worker's memory, as last reported (worker.Loaded.facts()). None where there is none."""
+        """The worker's loaded model, as last reported (worker.Loaded.facts()); None if none is loaded."""
         if self._opened is None or self._opened[0] is None or self._opened[0] != self._client.pid:
-            return None  # it has ended, or a new one was started
+            return None  # that process has ended
         return self._opened[1]
 
     def remember(self, facts: Mapping[str, Any]) -> None:
@@ -154,7 +155,7 @@ class ChatClient:
         self._opened = self._client.pid, facts
 
     def of(self, conversation: str) -> ChatCall | None:
-        """The newest call about a conversation, also one that failed, until it is forgotten."""
+        """The newest call for a conversation, failed ones included, until it is forgotten."""
         return self._calls.get(conversation)
 
     def active(self) -> list[ChatCall]:
@@ -170,7 +171,7 @@ class ChatClient:
     def begin(
         self, procedure: str, conversation: str, values: Mapping[str, Any], answerers: Sequence[str | None] = ()
     ) -> ChatCall:
-        """Start a call. Raises SpecError where the conversation is being answered already."""
+        """Start a call. Raises SpecError if the conversation is being answered."""
         with self._lock:
             self.check_free(conversation)
             self.forget(conversation)
@@ -180,19 +181,19 @@ class ChatClient:
         return call
 
     def check_free(self, conversation: str) -> None:
-        """Raise SpecError where a conversation is being answered."""
+        """Raise SpecError if a conversation is being answered."""
         call = self._calls.get(conversation)
         if call is not None and not call.ended:
             raise SpecError(msg("this conversation is being answered. Wait for the answer, or stop it."))
 
     def stop(self, call: ChatCall) -> None:
-        """Cancel a call. Loading cannot be cancelled: the process is ended where it loads a model for this call alone."""
+        """Cancel a call. Loading cannot be cancelled, so the process is ended if it is loading a model for this call alone."""
         call.stop()
         if call.phase == "loading" and self.active() == [call]:
             self._client.close()
 
     def unload(self) -> None:
-        """Free the memory: cancel the calls in progress, whose answers so far are kept, and end the process."""
+        """Free the memory: cancel the calls in progress, keeping their partial answers, and end the process."""
         until = time.monotonic() + _PATIENCE
         for call in self.active():
             call.stop()

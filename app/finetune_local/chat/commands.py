@@ -1,4 +1,4 @@
-"""The slash commands of a chat: what each does to the session and its reply. Prints nothing."""
+"""The slash commands of a chat: their effects on the session and their replies. Nothing is printed here."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from finetune_local.system.private import share
 
 @dataclass(frozen=True)
 class Outcome:
-    """The reply of a command, and what the caller does next."""
+    """A command's reply and what the caller does next."""
 
     text: str = ""
     then: Literal["go on", "retry", "quit"] = "go on"
 
 
 def run_command(chat: ChatSession, line: str) -> Outcome:
-    """Carry out a line that begins with "/". Raises SpecError for an unknown command, UserErrors of the command."""
+    """Execute a line that begins with "/". Raises SpecError for an unknown command, UserErrors of the command."""
     name, _, rest = line[1:].strip().partition(" ")
     if name not in COMMANDS:
         raise SpecError(
@@ -41,7 +41,7 @@ def run_command(chat: ChatSession, line: str) -> Outcome:
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its arguments and help as /help shows them, and what it does."""
+    """A command: arguments and help text for /help, and its function."""
 
     arguments: str
     help: str
@@ -57,7 +57,7 @@ def _adapter(chat: ChatSession, name: str) -> Outcome:
     notes: list[str] = []
     if name not in chat.opened.adapters:
         before = chat.opened.active
-        name = chat.opened.load(name, notes.append)  # activates it; then the swap itself is timed
+        name = chat.opened.load(name, notes.append)  # also activates it; the switch alone is timed below
         chat.opened.activate(before)
     notes.append(f"adapter '{name}' answers now ({chat.use(name):.1f} ms)")
     return Outcome("\n".join(notes))

@@ -1,4 +1,4 @@
-"""The list of conversations of a home: titles, search, renaming, removing and restoring."""
+"""The conversations of a home: list, search, rename, remove and restore."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_TITLE = 120
 
 @dataclass(frozen=True)
 class Listed:
-    """One conversation of the list. `changed` is seconds since the epoch."""
+    """A conversation in the list. `changed` is in seconds since the epoch."""
 
     id: str
     name: str
@@ -33,14 +33,14 @@ class Listed:
 
 
 def read(history: History) -> Conversation:
-    """A conversation, cached until its file changes. Read it only: it is shared."""
+    """A conversation, cached until its file changes. Shared, so callers must not modify it."""
     return _read(history.path, _stamp(history))
 
 
 def listed(home: Home, search: str = "") -> list[Listed]:
-    """All that contain every word of `search` in any case, the most recently used first, without empty ones.
+    """Non-empty conversations that contain every word of `search`, ignoring case; most recently used first.
 
-    Only what has changed is read again, as a window asks each second.
+    Only files that have changed are read again, because windows refresh every second.
     """
     words, found = search.casefold().split(), []
     known = _known.setdefault(home.chats, {})
@@ -57,7 +57,7 @@ def listed(home: Home, search: str = "") -> list[Listed]:
 
 
 def damaged(home: Home) -> list[Damaged]:
-    """Conversations of which nothing can be read; remove() moves them to the trash."""
+    """Conversations that cannot be read; remove() moves them to the trash."""
     found = [(history, _problem(history.path, _stamp(history))) for history in every(home)]
     return [Damaged(history.id, history.path, problem) for history, problem in found if problem is not None]
 
@@ -68,7 +68,7 @@ def _problem(path: Path, _now: object) -> str | None:
 
 
 def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --continue` calls it
-    """The conversation of an id. Raises SpecError where it is gone."""
+    """The conversation with this id. Raises SpecError if it no longer exists."""
     history = History(home.chats / f"{id}.jsonl")
     if Path(id).name != id or not history.path.exists():
         raise SpecError(msg("this conversation no longer exists. Choose another one, or start a new one."))
@@ -76,7 +76,7 @@ def open_one(home: Home, id: str) -> History:  # noqa: A002 - what `chat --conti
 
 
 def rename(home: Home, id: str, title: str) -> None:  # noqa: A002
-    """Set its title; "" for the default, its first words. Its position in the list stays. Raises SpecError, DiskFull."""
+    """Set the title; "" restores the default, the first words. Keeps the position in the list. Raises SpecError, DiskFull."""
     history = open_one(home, id)
     known = history.path.stat()
     Record(history).add({"title": " ".join(title.split())[:_LONGEST_TITLE]})
@@ -84,13 +84,13 @@ def rename(home: Home, id: str, title: str) -> None:  # noqa: A002
 
 
 def remove(home: Home, id: str) -> str:  # noqa: A002
-    """Move it to the trash; returns the key for restore(). Raises SpecError, RunError, DiskFull."""
+    """Move a conversation to the trash; returns the key for restore(). Raises SpecError, RunError, DiskFull."""
     history = open_one(home, id)
     return trash.throw(home, KIND, read(history).name or id, history.path).key
 
 
 def restore(home: Home, key: str) -> str:
-    """Restore one from the trash; returns its id. Raises SpecError where it is not there, RunError."""
+    """Restore a conversation from the trash; returns its id. Raises SpecError if it is not in the trash, RunError."""
     for removed in trash.every(home, KIND):
         if removed.key == key:
             target, number = removed.source, 2
@@ -102,7 +102,7 @@ def restore(home: Home, key: str) -> str:
 
 
 class _Known:
-    """A conversation's entry in the list, valid for a stamp of its file; `text` is read at the first search."""
+    """A cached list entry, valid for one stamp of the file; `text` is read by the first search."""
 
     def __init__(self, stamp: object, history: History) -> None:
         self.stamp, self._history = stamp, history
@@ -114,7 +114,7 @@ class _Known:
 
     @cached_property
     def text(self) -> str:
-        """Its whole text, for a search."""
+        """The whole text, case-folded, for searches."""
         conversation = self._history.read()
         found = [conversation.title or "", conversation.system or ""]
         for exchange in conversation.exchanges:

@@ -1,8 +1,8 @@
 """Conversations on disk: chats/ID.jsonl, one line per change, appended and fsynced, never rewritten.
 
-A line has one of these keys: "chat" (the first line), "role" (a turn, or the system prompt), "aside" (another answer to the
-last question, by the adapter it names), "choose" (continue with the answer of that adapter), "expected" (the answer that the user
-expects), "undo", "clear", "title". A line that was half written in a crash is skipped.
+A line has one of these keys: "chat" (the first line), "role" (a turn or the system prompt), "aside" (another answer to the last
+question; its value is the adapter), "choose" (continue with that adapter's answer), "expected" (the answer that the user expects),
+"undo", "clear", "title". A line that was half written in a crash is skipped.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from finetune_local.system.untrusted.text import ForeignTextError, open_file, pa
 
 TITLE_LENGTH = 48
 _WITH_TEXT = frozenset({"role", "aside"})
-_TOLD = frozenset({"role", "aside", "content", "adapter"})
+_OF_ANSWER = frozenset({"role", "aside", "content", "adapter"})
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer: its text, its adapter (None: the base), and what was measured (session.Turn.as_json)."""
+    """One answer: its text, its adapter (None: the base), and its measurements (session.Turn.as_json)."""
 
     content: str
     adapter: str | None
@@ -42,9 +42,9 @@ class Answer:
 
 @dataclass
 class Exchange:
-    """A question and its answers, side by side where there are several; `chosen` is the index of the one that the conversation continues with.
+    """A question and its answers; `chosen` is the index of the answer that the conversation continues with.
 
-    `question` is None where a crash cost its line.
+    `question` is None if its line was lost in a crash.
     """
 
     question: str | None
@@ -52,7 +52,7 @@ class Exchange:
     chosen: int | None = None
     expected: str | None = None
     retries: int = 0
-    """How often its answer was discarded for a new one."""
+    """How often its answer was replaced by a new one."""
 
     def answer(self) -> Answer | None:
         """The answer that the conversation continues with."""
@@ -66,7 +66,7 @@ class Exchange:
 
 @dataclass
 class Conversation:
-    """The state of a conversation: the system prompt, the exchanges in order, and the model and adapter it was started with."""
+    """The state of a conversation. `begun` is its first line, with the model and adapters it was started with."""
 
     system: str | None = None
     exchanges: list[Exchange] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Conversation:
 
     @property
     def turns(self) -> list[Message]:
-        """The turns as the model reads them, without the system prompt."""
+        """The turns in the model's prompt, without the system prompt."""
         found = []
         for exchange in self.exchanges:
             if exchange.question is not None:
@@ -93,7 +93,7 @@ class Conversation:
 
     @property
     def name(self) -> str:
-        """The title, else the beginning of the first question, else ""."""
+        """The title, else the first words of the first question, else ""."""
         first = next((e.question for e in self.exchanges if e.question), "")
         words = " ".join((self.title or first).split())
         if self.title or len(words) <= TITLE_LENGTH:
@@ -133,7 +133,7 @@ class Conversation:
         if not self.exchanges or (self.exchanges[-1].chosen is not None and "role" in line):
             self.exchanges.append(Exchange(None))
         last, adapter = self.exchanges[-1], line.get("adapter") if "role" in line else line["aside"]
-        last.answers.append(Answer(line["content"], adapter, {k: v for k, v in line.items() if k not in _TOLD}))
+        last.answers.append(Answer(line["content"], adapter, {k: v for k, v in line.items() if k not in _OF_ANSWER}))
         if "role" in line:
             last.chosen, self.answered_by = len(last.answers) - 1, adapter
 
@@ -145,7 +145,7 @@ class Conversation:
 
 
 def drop_exchange(exchanges: list[Exchange]) -> bool:
-    """Remove the last question and what followed it; False where there is none."""
+    """Remove the last question and everything after it; False if there is no question."""
     while exchanges:
         if exchanges.pop().question is not None:
             return True
@@ -153,7 +153,7 @@ def drop_exchange(exchanges: list[Exchange]) -> bool:
 
 
 class History:
-    """One conversation's file. It is created with the first line, so an empty chat leaves no file."""
+    """A conversation's file. It is created with the first line, so an empty chat leaves no file."""
 
     def __init__(self, path: Path, begun: tuple[str | None, Sequence[str]] | None = None) -> None:
         """`begun` is the model and the adapters of a new conversation; None for a file that exists."""
@@ -162,11 +162,11 @@ class History:
 
     @property
     def id(self) -> str:
-        """The file's name without its ending, as `chat --continue` takes it."""
+        """The file's name without its suffix, as a value of `chat --continue`."""
         return self.path.stem
 
     def append(self, *added: Mapping[str, Any]) -> None:
-        """Append lines; they are on the disk when this returns. Raises DiskFailed."""
+        """Append lines and flush them to the disk. Raises DiskFailed."""
         lines = [dict(line) for line in added]
         if self._begun is not None and not self.path.exists():
             model, adapters = self._begun
@@ -175,13 +175,13 @@ class History:
         try:
             with self.path.open("ab") as file:
                 if file.tell() and not self._ends_with_newline():
-                    file.write(b"\n")  # after a crash in mid-line: the half line stays by itself
+                    file.write(b"\n")  # ends a line that was half written in a crash
                 file.write(text.encode())
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            told = failure(error, self.path, msg("Free some space to continue."))
-            raise told or DiskFailed(
+            full = failure(error, self.path, msg("Free some space to continue."))
+            raise full or DiskFailed(
                 msg("{path} could not be written: {error}.", path=self.path, error=os.strerror(error.errno or 0))
             ) from error
 
@@ -193,7 +193,7 @@ class History:
         return conversation
 
     def problem(self) -> str | None:
-        """Why nothing of the conversation can be read, as a sentence; None where something can be read, or where it is empty."""
+        """Why the conversation cannot be read, as a sentence; None if at least one line can be read or the file is empty."""
         try:
             lines = [line for line in self._raw() if line.strip()]
         except (OSError, ForeignTextError) as error:
@@ -203,9 +203,9 @@ class History:
         return None
 
     def _lines(self) -> Iterator[Mapping[str, Any]]:
-        with suppress(OSError, ForeignTextError):  # problem() tells
+        with suppress(OSError, ForeignTextError):  # problem() reports these
             for raw in self._raw():
-                if (line := _line(raw)) is not None:  # else the half line of a crash
+                if (line := _line(raw)) is not None:  # else half written or damaged
                     yield line
 
     def _raw(self) -> list[bytes]:
@@ -219,7 +219,7 @@ class History:
 
 
 class _Line(BaseModel):
-    """The keys of a line; the first line has more, about the model and adapter."""
+    """The keys of a line; the first line has further ones about model and adapters."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -242,17 +242,17 @@ class _Line(BaseModel):
 
 
 def _line(raw: bytes) -> Mapping[str, Any] | None:
-    """A line as an object; None where it is invalid."""
+    """A line, parsed; None if it is invalid."""
     try:
         line = parse_json_object(raw)
         _Line.model_validate(line)
-    except ValueError:  # ForeignTextError and pydantic's are such
+    except ValueError:  # base class of ForeignTextError and pydantic's ValidationError
         return None
     return line if isinstance(line.get("content"), str) or not _WITH_TEXT & line.keys() else None
 
 
 def new(home: Home, model: str | None = None, adapters: Sequence[str] = ()) -> History:
-    """A conversation named after the time, with the model's folder and the adapters' folders it is started with."""
+    """A new conversation, named after the current time; `model` and `adapters` are the folders it is started with."""
     stem = datetime.datetime.now().strftime("%Y%m%d-%H%M%S")
     name, number = stem, 2
     while (home.chats / f"{name}.jsonl").exists():
@@ -261,16 +261,16 @@ def new(home: Home, model: str | None = None, adapters: Sequence[str] = ()) -> H
 
 
 def every(home: Home) -> list[History]:
-    """All conversations, the most recently used first."""
+    """All conversations, most recently used first."""
     found = []
     for path in home.chats.glob("*.jsonl"):
-        with suppress(FileNotFoundError):  # another window has just removed it
+        with suppress(FileNotFoundError):  # just removed by another window
             found.append((path.stat().st_mtime_ns, path.name, path))
     return [History(path) for _, _, path in sorted(found, reverse=True)]
 
 
 def find(home: Home, name: str) -> History:
-    """The conversation `name`, or the last one for "latest". Raises SpecError naming near ones."""
+    """The conversation `name`, or the last one for "latest". Raises SpecError, which suggests similar names."""
     known = every(home)
     if name == "latest" and known:
         return known[0]

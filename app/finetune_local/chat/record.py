@@ -1,4 +1,4 @@
-"""A conversation with its file: every change is a line on disk first. It needs no model, so the window changes conversations too."""
+"""Change a conversation: each change is written to its file, then applied. Needs no model, so the window uses it too."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from finetune_local.system.messages import msg
 
 
 class Record:
-    """A conversation and the changes to it. Without a `history` nothing is saved."""
+    """A conversation and its changes. Without a `history` nothing is saved."""
 
     def __init__(self, history: History | None = None) -> None:
         """Start a conversation, or continue the one in the file."""
@@ -24,18 +24,18 @@ class Record:
         return self.conversation.exchanges
 
     def add(self, *lines: Mapping[str, Any]) -> None:
-        """Apply lines, after writing them to disk together. Raises DiskFull."""
+        """Write lines to disk together, then apply them. Raises DiskFull."""
         if self.history is not None:
             self.history.append(*lines)
         for line in lines:
             self.conversation.apply(line)
 
     def ask(self, text: str, expected: str | None = None) -> None:
-        """Ask a question. An unanswered one before it is removed, as turns have to alternate."""
+        """Add a question. An unanswered question before it is removed, because turns have to alternate."""
         self.add(*self._settled(), *_question(text, expected))
 
     def edit(self, number: int, text: str) -> None:
-        """Change the question of exchange `number` (from 0) and remove what followed it. Raises SpecError."""
+        """Change the question of exchange `number` (from 0) and remove everything after it. Raises SpecError."""
         if not 0 <= number < len(self.exchanges) or self.exchanges[number].question is None:
             raise SpecError(msg("there is no question {number} in this conversation. Refresh it.", number=number + 1))
         undone = sum(exchange.question is not None for exchange in self.exchanges[number:])
@@ -43,14 +43,14 @@ class Record:
         self.add(*[{"undo": "exchange"}] * undone, *_question(text, expected))
 
     def again(self) -> None:
-        """Remove the answers to the last question, so that it can be answered again. Raises SpecError where nothing was asked."""
+        """Remove the answers to the last question, so that it can be answered again. Raises SpecError if there is no question."""
         if not self.conversation.turns:
             raise SpecError(msg("there is no answer to regenerate: the conversation is empty."))
         if self.exchanges[-1].answers:
             self.add({"undo": "answer"})
 
     def undo(self) -> bool:
-        """Remove the last question and its answer; False where there is none."""
+        """Remove the last question and its answer; False if there is no question."""
         if not any(exchange.question is not None for exchange in self.exchanges):
             return False
         self.add({"undo": "exchange"})
@@ -62,7 +62,7 @@ class Record:
             self.add({"clear": True})
 
     def choose(self, adapter: str | None) -> None:
-        """Continue with an adapter's (None: the base's) answer to the last question. Raises SpecError."""
+        """Continue with the answer of `adapter` (None: the base) to the last question. Raises SpecError."""
         if not self.exchanges or all(answer.adapter != adapter for answer in self.exchanges[-1].answers):
             raise SpecError(
                 msg(
@@ -78,7 +78,7 @@ class Record:
             self.add({"role": "system", "content": text})
 
     def _settled(self) -> list[Mapping[str, Any]]:
-        """The lines needed before the next question: the first answer is chosen where none was, an unanswered question is removed."""
+        """Lines that must precede the next question: choose the first answer if none is chosen, or remove an unanswered question."""
         if not self.conversation.open:
             return []
         answers = self.exchanges[-1].answers

@@ -1,9 +1,9 @@
-"""A conversation with a model in memory: what the terminal and the window both talk to."""
+"""A chat session: a conversation with a model in memory, for the terminal and for the window's worker."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,14 +17,14 @@ from finetune_local.system.errors import OutOfMemory, SpecError, UserError
 from finetune_local.system.fields import parse
 from finetune_local.system.messages import msg
 
-RESERVE = 0.25  # of the context is kept for the answer, where max_tokens does not ask for less
+RESERVE = 0.25  # share of the context reserved for the answer, unless max_tokens is less
 
 
 @dataclass(frozen=True)
 class Turn:
-    """One answer: by which adapter (None: the base), and how many old exchanges no longer fitted into the context.
+    """One answer, its adapter (None: the base), and how many of the oldest exchanges were left out of the prompt.
 
-    `swap_ms`: what it took to make that adapter answer; None where it was the active one.
+    `swap_ms`: the time to activate the adapter, in milliseconds; None if it was active.
     """
 
     result: GenerationResult
@@ -48,12 +48,12 @@ class Turn:
 
 
 class ChatSession:
-    """Turns, sampling and adapters of one conversation. `history` is where each turn is kept as it happens."""
+    """Turns, sampling and adapters of one conversation. Each turn is appended to `history` at once."""
 
     def __init__(
         self, opened: Opened, sampling: Sampling, system: str | None = None, history: History | None = None
     ) -> None:
-        """Begin, or go on where `history` ends. A `system` given here replaces the conversation's own."""
+        """Start a conversation, or continue that of `history`. `system` replaces its system prompt."""
         self.opened, self.sampling, self.history = opened, sampling, history
         self.record = Record(history)
         if system is not None:
@@ -61,7 +61,7 @@ class ChatSession:
 
     @property
     def conversation(self) -> Conversation:
-        """As it stands."""
+        """The conversation so far."""
         return self.record.conversation
 
     @property
@@ -75,10 +75,9 @@ class ChatSession:
         on_text: Callable[[str], None] = lambda _: None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Turn:
-        """Say something and get the answer. The question is on disk before the answer begins.
+        """Ask a question and return the answer. The question is on disk before the answer starts.
 
-        An interrupted answer is kept as far as it came. Raises SpecError where the question alone fills the context; it
-        is then taken back.
+        The text of an interrupted answer is kept. Raises SpecError if the question alone fills the context; it is then removed.
         """
         self.record.ask(text)
         return self._answer(on_text, interrupted)
@@ -88,16 +87,16 @@ class ChatSession:
         on_text: Callable[[str], None] = lambda _: None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> Turn:
-        """Answer the last question again, by other random numbers. Raises SpecError where nothing was asked."""
+        """Answer the last question again with other random numbers. Raises SpecError if there is no question."""
         self.record.again()
         return self._answer(on_text, interrupted)
 
     def undo(self) -> bool:
-        """Take back the last question and its answer; False where there is none."""
+        """Remove the last question and its answer; False if there is no question."""
         return self.record.undo()
 
     def clear(self) -> None:
-        """Begin anew, with the same system prompt. What was said stays in the file."""
+        """Start over with the same system prompt. The exchanges so far stay in the file."""
         self.record.clear()
 
     def set_system(self, text: str) -> None:
@@ -105,14 +104,14 @@ class ChatSession:
         self.record.set_system(text)
 
     def set_sampling(self, name: str, value: str) -> None:
-        """Change one sampling setting from its text. Raises SpecError naming what is allowed."""
-        given: Mapping[str, Any] = {**self.sampling.model_dump(), name.replace("-", "_"): value}
+        """Change one sampling setting, given as text. Raises SpecError, which names the allowed values."""
+        settings: Mapping[str, Any] = {**self.sampling.model_dump(), name.replace("-", "_"): value}
         if name == "seed" and value in ("none", "auto", ""):
-            given = {**given, "seed": None}
-        self.sampling = parse(Sampling, given, "/set")
+            settings = {**settings, "seed": None}
+        self.sampling = parse(Sampling, settings, "/set")
 
     def use(self, name: str | None) -> float:
-        """Answer with a loaded adapter (None: the base) from now on; returns the milliseconds the swap took."""
+        """Activate a loaded adapter (None: the base) for further answers; returns the time it took in milliseconds."""
         if name is not None and name not in self.opened.adapters:
             raise SpecError(
                 msg(
@@ -124,7 +123,7 @@ class ChatSession:
         return self.opened.activate(name)
 
     def prompt(self) -> tuple[list[int], int]:
-        """Ids of the prompt for the next answer, and how many of the oldest exchanges it leaves out for lack of room."""
+        """Ids of the prompt for the next answer, and how many of the oldest exchanges had to be left out of it."""
         context = self.opened.model.context_length - self.opened.session.virtual_tokens
         reserve = min(self.sampling.max_tokens, int(context * RESERVE))
         turns, left_out = list(self.turns), 0
@@ -141,7 +140,7 @@ class ChatSession:
         on_text: Callable[[str | None, str], None] = lambda _name, _text: None,
         interrupted: Callable[[], bool] = lambda: False,
     ) -> list[Turn]:
-        """Ask the base and every loaded adapter the same; the conversation continues with the active one's answer."""
+        """Ask the base and every loaded adapter the same question. The conversation continues with the active one's answer."""
         leading = self.opened.active
         self.record.ask(text)
         return self.answer_by((None, *self.opened.adapters), leading, on_text, interrupted)
@@ -157,12 +156,12 @@ class ChatSession:
         on_tokens: Callable[[str | None, int], None] = lambda _name, _count: None,
         on_turn: Callable[[Turn], None] = lambda _turn: None,
     ) -> list[Turn]:
-        """Answer the question that is open, by adapters in memory (None: the base), one after the other.
+        """Answer the open question with several adapters in memory (None: the base), one after the other.
 
-        The conversation continues with the answer of `leading`, which is active afterwards; the others are kept as asides. With
-        a seed all draw the same random numbers. `on_begin` gets the milliseconds of the swap. After an interruption the
-        rest is left out. Raises SpecError where no question is open, or where it alone fills the context: it is then
-        taken back.
+        The conversation continues with the answer of `leading`, which is active afterwards; the other answers are kept beside it.
+        With a seed all adapters draw the same random numbers. `on_begin` receives the time of the switch in milliseconds. After an
+        interruption the remaining adapters do not answer. Raises SpecError if no question is open, or it alone fills the context; it
+        is then removed.
         """
         if not self.conversation.open:
             raise SpecError(msg("there is nothing to answer: ask something first."))
@@ -172,8 +171,10 @@ class ChatSession:
             for name in answerers:
                 swap = None if name == self.opened.active else self.use(name)
                 on_begin(name, swap or 0.0)
-                said = self._said(name, *prompts[name], partial(on_text, name), interrupted, partial(on_tokens, name))
-                turns.append(Turn(said.result, name, said.left_out, swap))
+                turn = self._generate(
+                    name, *prompts[name], partial(on_text, name), interrupted, partial(on_tokens, name)
+                )
+                turns.append(replace(turn, swap_ms=swap))
                 self._keep(turns[-1], aside=name != leading)
                 on_turn(turns[-1])
                 if interrupted():
@@ -184,11 +185,11 @@ class ChatSession:
 
     def _answer(self, on_text: Callable[[str], None], interrupted: Callable[[], bool]) -> Turn:
         ids, left_out = self._prompt_or_undo(self.opened.active)
-        turn = self._said(self.opened.active, ids, left_out, on_text, interrupted)
+        turn = self._generate(self.opened.active, ids, left_out, on_text, interrupted)
         self._keep(turn)
         return turn
 
-    def _said(
+    def _generate(
         self,
         name: str | None,
         ids: list[int],
@@ -197,12 +198,12 @@ class ChatSession:
         interrupted: Callable[[], bool],
         on_tokens: Callable[[int], None] = lambda _count: None,
     ) -> Turn:
-        """An answer by the active adapter, `name`."""
+        """Generate an answer with the active adapter, `name`."""
         sampling, opened, retries = self.sampling, self.opened, self.conversation.exchanges[-1].retries
         if sampling.seed is not None and retries:
             sampling = sampling.model_copy(update={"seed": sampling.seed + retries})
         try:
-            made = answer(
+            result = answer(
                 opened.session,
                 opened.tokenizer,
                 ids,
@@ -214,12 +215,12 @@ class ChatSession:
                 running=opened.texts.of(name),
             )
         except OutOfMemory:
-            opened.texts.clear()  # so that another try has all the room there is
+            opened.texts.clear()  # so that another attempt has all memory
             raise
-        return Turn(made, name, left_out)
+        return Turn(result, name, left_out)
 
     def _prompt_or_undo(self, name: str | None) -> tuple[list[int], int]:
-        """The prompt for an adapter; a question that can never be answered is taken back before the error goes on."""
+        """The prompt for an adapter. A question that cannot be answered is removed before the error is raised."""
         active = self.opened.active
         try:
             self.opened.activate(name)
@@ -245,13 +246,13 @@ class ChatSession:
 
     def _keep(self, turn: Turn, *, aside: bool = False) -> None:
         if turn.result.stop == "interrupted" and not turn.result.text.strip():
-            return  # nothing was said yet: the question waits for /retry
+            return  # there is no text yet: the question stays open, for /retry
         facts = turn.as_json()
         text, adapter = facts.pop("text"), facts.pop("adapter")
-        told = (
+        line = (
             {"aside": adapter, "content": text} if aside else {"role": "assistant", "content": text, "adapter": adapter}
         )
-        self.record.add({**told, **facts})
+        self.record.add({**line, **facts})
 
     def _system(self) -> list[Message]:
         return [Message("system", self.conversation.system)] if self.conversation.system else []

@@ -1,14 +1,14 @@
-"""The process that answers for the window: `python -m finetune_local.chat.worker HOME [IDLE_SECONDS]`; see client.py.
+"""The process that answers chats for the window: `python -m finetune_local.chat.worker HOME [IDLE_SECONDS]`; see client.py.
 
-It holds one base with several adapters. Every request names all that it needs (conversation, model, adapters, who answers), so
-that two windows cannot interfere. A conversation is its file; the question is written to it before it is answered.
+It keeps one base with several adapters in memory. Every request names everything it needs (conversation, model, adapters, answerers),
+so that windows do not interfere. The question is in the conversation's file before the request.
 
-open     model, adapters, backend, precision: load what is not in memory → {"opened"}
-use      the same, and answerer: make it answer → {"opened", "ms"}
+open     model, adapters, backend, precision: load what is not in memory → {"opened", "names"}
+use      the same, and answerer: activate it → {"opened", "names", "ms"}
 answer   the same, and conversation, answerers, leading, sampling: answer its open question → {"opened", "turns"}
 
-Before the result: "progress" (text, done), "note" (text), "opened", "begin" (adapter, ms), "text" (adapter, piece, tokens
-so far, seconds since the first), "turn" (an answer as it was saved). "names" are the names of the adapters in memory.
+Messages before the result: "progress" (text, done), "note" (text), "opened", "begin" (adapter, ms), "text" (adapter, piece, tokens
+so far, seconds since the first), "turn" (a saved answer). "names" maps requested adapters to their names in memory.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ if TYPE_CHECKING:
 
 IDLE_SECONDS = 900.0
 _SPARE = 3
-"""Adapters that stay in memory although the last request did not name them."""
+"""Number of adapters kept in memory beyond those of the last request."""
 _EVERY = 0.05
-"""Seconds between two messages with text."""
+"""The least seconds between two messages with text."""
 _OF_THE_MODEL = (".safetensors", ".json", ".jinja")
 
 
 @dataclass
 class Loaded:
-    """The model in memory, the request it was loaded for (`wanted`), and the seconds that loading took."""
+    """The model in memory, the options it was loaded with, and the loading time in seconds."""
 
     opened: Opened
-    wanted: Mapping[str, Any]
+    options: Mapping[str, Any]
     seconds: float
 
     def facts(self) -> Mapping[str, Any]:
-        """What the window shows of it."""
+        """What the window shows of the model."""
         opened = self.opened
         return {
             "model": opened.model.name,
@@ -69,44 +69,44 @@ class Loaded:
         }
 
 
-class Holder:
-    """Answers requests and keeps the model in memory."""
+class ChatServer:
+    """Processes requests and keeps the model in memory."""
 
     def __init__(self, home: Home) -> None:
         """Loads nothing yet."""
         self.home = home
-        self._held: Loaded | None = None
+        self._loaded: Loaded | None = None
 
     def handlers(self) -> dict[str, Handler]:
-        """For serve()."""
+        """The procedures, for serve()."""
         return {"open": self.open, "use": self.use, "answer": self.answer}
 
     def open(self, request: RpcRequest) -> Mapping[str, Any]:
         """Load the base and the adapters of a request. Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory."""
-        held, names = self._ready(request)
-        return {"opened": held.facts(), "names": names}
+        loaded, names = self._ready(request)
+        return {"opened": loaded.facts(), "names": names}
 
     def use(self, request: RpcRequest) -> Mapping[str, Any]:
-        """Activate an adapter (None: the base); "ms" is the time of the swap, without loading."""
-        held, names = self._ready(request)
-        wanted = request.values.get("answerer")
-        milliseconds = held.opened.activate(None if wanted is None else names[wanted])
-        return {"opened": held.facts(), "names": names, "ms": milliseconds}
+        """Activate an adapter (None: the base). "ms" is the time of the switch, without loading."""
+        loaded, names = self._ready(request)
+        answerer = request.values.get("answerer")
+        milliseconds = loaded.opened.activate(None if answerer is None else names[answerer])
+        return {"opened": loaded.facts(), "names": names, "ms": milliseconds}
 
     def answer(self, request: RpcRequest) -> Mapping[str, Any]:
-        """Answer the open question of a conversation. A cancelled answer is kept so far as it came."""
+        """Answer the open question of a conversation. The text of a cancelled answer is kept."""
         from finetune_local.chat.session import ChatSession
 
         values = request.values
         history = open_one(self.home, values["conversation"])
         sampling = parse(Sampling, values.get("sampling") or {}, "sampling")
-        held, names = self._ready(request)
-        request.send("opened", opened=held.facts(), names=names)
+        loaded, names = self._ready(request)
+        request.send("opened", opened=loaded.facts(), names=names)
         answerers = [None if name is None else names[name] for name in values["answerers"]]
         leading = None if values["leading"] is None else names[values["leading"]]
-        chat, stream = ChatSession(held.opened, sampling, history=history), _Stream(request)
+        chat, stream = ChatSession(loaded.opened, sampling, history=history), _Stream(request)
         if request.cancelled():
-            return {"opened": held.facts(), "turns": []}
+            return {"opened": loaded.facts(), "turns": []}
         turns = chat.answer_by(
             answerers,
             leading if leading in answerers else answerers[0],
@@ -116,14 +116,14 @@ class Holder:
             on_tokens=stream.count,
             on_turn=stream.turn,
         )
-        return {"opened": held.facts(), "turns": [turn.as_json() for turn in turns]}
+        return {"opened": loaded.facts(), "turns": [turn.as_json() for turn in turns]}
 
     def _ready(self, request: RpcRequest) -> tuple[Loaded, dict[str, str]]:
-        """Load what a request needs; returns it with the names in memory of the request's adapters."""
+        """Load what a request needs; returns it with the names that its adapters have in memory."""
         adapters: Sequence[str] = request.values.get("adapters") or ()
         folders = {name: find(name, self.home) for name in adapters}
-        held = self._base(request, folders)
-        opened, active = held.opened, held.opened.active
+        loaded = self._base(request, folders)
+        opened, active = loaded.opened, loaded.opened.active
         names: dict[str, str] = {}
         for name, folder in folders.items():
             if folder not in opened.adapters.values():
@@ -132,7 +132,7 @@ class Holder:
         for name in [name for name in opened.adapters if name not in names.values()][:-_SPARE]:
             opened.drop(name)
         opened.activate(active if active in opened.adapters else None)
-        return held, names
+        return loaded, names
 
     def _base(self, request: RpcRequest, adapters: Mapping[str, Path]) -> Loaded:
         from finetune_local.inference.engine import open_chat
@@ -145,39 +145,39 @@ class Holder:
 
         made_on = None if first is None else base_of(first)
         path = resolve(values.get("model") or made_on or DEFAULT_MODEL, self.home, progress).path
-        wanted: dict[str, Any] = {
+        options: dict[str, Any] = {
             "path": path,
             "files": stamp(path, *sorted(f.name for f in path.iterdir() if f.suffix in _OF_THE_MODEL)),
             "rope_factor": 1.0 if first is None else rope_factor_of(first),
             "backend": values.get("backend") or "auto",
             "precision": values.get("precision"),
         }
-        if self._held is not None and _serves(self._held, wanted):
-            return self._held
-        self._held = None
-        gc.collect()  # the old base must be freed before the new one is loaded
+        if self._loaded is not None and _serves(self._loaded, options):
+            return self._loaded
+        self._loaded = None
+        gc.collect()  # frees the old base before the new one is loaded
         opened = open_chat(
             self.home,
             str(path),
-            list(adapters)[:1],  # the first decides the precision of the base
-            backend=wanted["backend"],
-            precision=wanted["precision"],
+            list(adapters)[:1],  # the first adapter decides the precision of the base
+            backend=options["backend"],
+            precision=options["precision"],
             note=lambda text: request.send("note", text=text),
             progress=progress,
         )
-        self._held = Loaded(opened, wanted, time.perf_counter() - began)
-        return self._held
+        self._loaded = Loaded(opened, options, time.perf_counter() - began)
+        return self._loaded
 
 
-def _serves(held: Loaded, wanted: Mapping[str, Any]) -> bool:
-    """Whether the loaded model is the one that a request wants; a backend or precision that it leaves open may be any."""
-    same = all(held.wanted[key] == wanted[key] for key in ("path", "files", "rope_factor"))
-    backend = wanted["backend"] in ("auto", held.opened.backend)
-    return same and backend and wanted["precision"] in (None, held.opened.session.precision)
+def _serves(loaded: Loaded, options: Mapping[str, Any]) -> bool:
+    """Whether the loaded model meets a request's options; an automatic backend or precision is met by any."""
+    same = all(loaded.options[key] == options[key] for key in ("path", "files", "rope_factor"))
+    backend = options["backend"] in ("auto", loaded.opened.backend)
+    return same and backend and options["precision"] in (None, loaded.opened.session.precision)
 
 
 class _Stream:
-    """Sends the text to the window, often enough to be read as it comes, but not at every token."""
+    """Sends text to the window while it is generated, but not at every token."""
 
     def __init__(self, request: RpcRequest) -> None:
         self._request = request
@@ -211,4 +211,4 @@ class _Stream:
 
 if __name__ == "__main__":
     idle = float(sys.argv[2]) if len(sys.argv) > 2 else IDLE_SECONDS
-    serve(Holder(Home(Path(sys.argv[1]))).handlers(), idle)
+    serve(ChatServer(Home(Path(sys.argv[1]))).handlers(), idle)

@@ -1,1 +1,1 @@
-"""A model in memory with its adapters: opened, asked, sampled from."""
+"""Inference: a model in memory with its adapters, generation and sampling."""

@@ -1,4 +1,4 @@
-"""A model ready to answer: base, tokenizer, session, and the adapters in memory."""
+"""A model in memory: base, tokenizer, session, adapters, and the key/value caches of running texts."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ if TYPE_CHECKING:
 
 
 KEPT = 4
-"""Caches that are kept at a time: as many as can answer side by side."""
+"""Number of caches in memory: as many as can answer side by side in a chat."""
 
 
 class RunningText:
-    """Feeds a decoder only the new tokens; starts a new one where the text changed before its end.
+    """A text with its key/value cache: only new tokens are fed to the decoder, unless the text changed before its end.
 
-    A cache belongs to its adapter: feed it only while that adapter is active.
+    The cache is valid for one adapter: feed it only while that adapter is active.
     """
 
     def __init__(self) -> None:
-        """Start empty."""
+        """An empty text."""
         self._decoder: Decoder | None = None
         self._fed: list[int] = []
 
@@ -53,22 +53,22 @@ class RunningText:
         decoder, known = self._decoder, len(self._fed)
         if decoder is None or known >= len(ids) or list(ids[:known]) != self._fed:
             decoder, known = session.decoder(), 0
-        self.reset()  # until the feed is through: one that fails or is interrupted leaves the cache half written
+        self.reset()  # a feed that fails or is interrupted leaves the cache in an undefined state
         logits: Floats = decoder.feed([list(ids[known:])])[0]
         self._decoder, self._fed = decoder, list(ids)
         return logits
 
 
 class RunningTexts:
-    """One running text for each adapter (None: the base), so that swapping back and forth needs no second prefill."""
+    """One running text per adapter (None: the base), so that switching back to an adapter needs no second prefill."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        """At most `kept` texts; the least recently used is dropped."""
+        """At most `kept` texts are in memory; the least recently used is dropped."""
         self._kept = kept
         self._texts: dict[str | None, RunningText] = {}
 
     def of(self, adapter: str | None) -> RunningText:
-        """The text of the adapter that is active now."""
+        """The text of `adapter`, which must be active while the text is fed."""
         text = self._texts.pop(adapter, None) or RunningText()
         self._texts[adapter] = text
         while len(self._texts) > self._kept:
@@ -76,11 +76,11 @@ class RunningTexts:
         return text
 
     def forget(self, adapter: str | None) -> None:
-        """Drop one: its name may be given to another adapter."""
+        """Drop an adapter's text, because another adapter may get its name."""
         self._texts.pop(adapter, None)
 
     def clear(self) -> None:
-        """Drop all, where memory is short."""
+        """Drop all texts, to free memory."""
         self._texts.clear()
 
 
@@ -89,9 +89,9 @@ Say = Callable[[str], None]
 
 @dataclass
 class Opened:
-    """A model ready to answer. `adapters` maps names in memory to folders, in the order in which they were loaded.
+    """A model ready to answer. `adapters` maps names in memory to folders, in loading order.
 
-    `texts` are the cached texts, one per adapter. An adapter that has a tokenizer or chat template is prompted with it.
+    An adapter that has a tokenizer or chat template is prompted with it.
     """
 
     home: Home
@@ -110,7 +110,7 @@ class Opened:
         return self.tokenizer_of(self.active)
 
     def tokenizer_of(self, name: str | None) -> Tokenizer:
-        """The tokenizer for a loaded adapter (None: the base)."""
+        """The tokenizer of a loaded adapter (None: the base)."""
         if name not in self._tokenizers:
             self._tokenizers[name] = tokenizer_of(self.model.path, None if name is None else self.adapters[name])
         return self._tokenizers[name]
@@ -118,7 +118,7 @@ class Opened:
     def load(self, name_or_path: str, note: Say = lambda _: None) -> str:
         """Load an adapter beside the others and activate it; returns its name in memory. Raises AdapterError.
 
-        One in memory is loaded again only where its file has changed since: its run was continued.
+        One that is in memory is loaded again only if its files have changed, because its run was continued.
         """
         folder = find(name_or_path, self.home)
         version = _version(folder)
@@ -143,7 +143,7 @@ class Opened:
         return name
 
     def drop(self, name: str) -> None:
-        """Remove an adapter from memory; the base becomes active where it was."""
+        """Remove an adapter from memory. If it is active, the base becomes active."""
         if self.active == name:
             self.activate(None)
         self.session.detach(name)
@@ -153,20 +153,20 @@ class Opened:
         self._versions.pop(name, None)
 
     def activate(self, name: str | None) -> float:
-        """Activate a loaded adapter (None: the base); returns the milliseconds that it took."""
+        """Activate a loaded adapter (None: the base); returns the time it took in milliseconds."""
         started = time.perf_counter()
         self.session.activate(name)
         self.active = name
         return (time.perf_counter() - started) * 1000
 
-    def _free_name(self, folder: Path, given: str) -> str:
+    def _free_name(self, folder: Path, name_or_path: str) -> str:
         stem = next(
-            (e.name for e in entries(self.home) if e.folder.resolve() == folder), Path(given).name or folder.name
+            (e.name for e in entries(self.home) if e.folder.resolve() == folder), Path(name_or_path).name or folder.name
         )
         if stem == "adapter":
             stem = folder.parent.name
         elif folder.parent.name == "checkpoints":
-            stem = f"{folder.parent.parent.name} {folder.name}"  # many runs have one of the same step
+            stem = f"{folder.parent.parent.name} {folder.name}"  # many runs have a checkpoint of the same step
         name, number = stem, 2
         while name in self.adapters or name == "base":
             name, number = f"{stem}-{number}", number + 1
@@ -183,11 +183,10 @@ def open_chat(
     note: Say = lambda _: None,
     progress: Callable[[str, float | None], None] = lambda _name, _done: None,
 ) -> Opened:
-    """Resolve, load and attach. Without `model` it is the first adapter's base, else the small default.
+    """Load a base and adapters; the last adapter is active. Without `model` it is the first adapter's base, else the small default.
 
-    The last adapter is active. Without `precision` the base is quantized as it was in the adapter's training (8 or 4
-    bits); 4 bits are NF4 where they were so in training, whatever the backend prefers.
-    Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
+    Without `precision` the base is quantized as in the adapters' training (8-bit or 4-bit); 4-bit is NF4 if it was in training,
+    even if the backend prefers another format. Raises ModelError, AdapterError, SpecError, Unsupported, OutOfMemory.
     """
     from finetune_local.models.resolve import resolve
 
@@ -196,9 +195,9 @@ def open_chat(
     folder = resolve(model or (base_of(folders[0]) if folders else None) or DEFAULT_MODEL, home, progress)
     folder = folder.stretched(rope_factor_of(folders[0]) if folders else 1.0)
     progress(msg("loading the model"), None)
-    held, quantisation = _held(precision, folders, chosen.devices()[0])
-    tokenizer_of(folder.path)  # what is wrong with it is told before the weights are read
-    session = chosen.load(folder.path, held, quantisation=quantisation, rope_factor=folder.rope_factor)
+    settled, quantisation = _precision(precision, folders, chosen.devices()[0])
+    tokenizer_of(folder.path)  # raises its errors before the weights are read
+    session = chosen.load(folder.path, settled, quantisation=quantisation, rope_factor=folder.rope_factor)
     opened = Opened(home, folder, session, chosen.name)
     for name in adapters:
         progress(msg("loading adapter {name}", name=name), None)
@@ -206,21 +205,21 @@ def open_chat(
     return opened
 
 
-def _held(wanted: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
-    """The base's precision, and the format of its 4 bits."""
+def _precision(requested: str | None, adapters: Sequence[Path], device: port.Device) -> tuple[Precision, Quantisation]:
+    """The base's precision and its 4-bit quantization."""
     runs = [run_tables(folder).get("model", {}) for folder in adapters]
     trained_on = {str(run.get("precision")) for run in runs}
-    if wanted is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
-        wanted = trained_on.pop()
-    # On a CPU answers are read from memory, not computed, so bf16 gains little and would differ from the exports.
+    if requested is None and len(trained_on) == 1 and trained_on <= {"8-bit", "4-bit"}:
+        requested = trained_on.pop()
+    # On a CPU decoding is bound by memory, not arithmetic, so bf16 gains little, and its answers would differ from the exports'.
     fast = device.fast_bf16 and device.kind != "cpu"
-    spec = RunSpec(model=ModelSettings.model_validate({"precision": wanted}))
+    spec = RunSpec(model=ModelSettings.model_validate({"precision": requested}))
     kinds = {str(run.get("quantisation")) for run in runs}
     return default_precision(spec, device.kind, fast)[0], "nf4" if kinds == {"nf4"} else "auto"
 
 
 def _version(folder: Path) -> object:
-    """A stamp of an adapter's files, which differs once they have been replaced."""
+    """A stamp of an adapter's files, which changes when they are replaced."""
     return stamp(folder, WEIGHTS, *TRAVEL)
 
 
@@ -239,13 +238,13 @@ def adapter_list(opened: Opened) -> list[dict[str, Any]]:
 
 
 def prompt_of(tokenizer: Tokenizer, text: str, system: str | None = None, raw: bool = False) -> list[int]:
-    """Ids of one question under the chat template, or of a text to continue. Raises SpecError, RowRejected."""
+    """Ids of a prompt: a question under the chat template or, with `raw`, a text to continue. Raises SpecError, RowRejected."""
     from finetune_local.data.encoding.encode import prompt_ids
 
     if raw and system:
         raise SpecError(msg("--system does not apply to a raw prompt: include it in --prompt, or use --chat."))
-    asked = [Message("system", system)] if system else []
-    ids = prompt_ids([*asked, Message("user", text)], tokenizer, "raw" if raw else "chat")
+    before = [Message("system", system)] if system else []
+    ids = prompt_ids([*before, Message("user", text)], tokenizer, "raw" if raw else "chat")
     if not ids:
         raise SpecError(msg("the prompt is empty: without a chat template there must be some text to continue."))
     return ids

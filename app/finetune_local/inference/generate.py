@@ -1,8 +1,7 @@
-"""Generating answers: token by token as they are read, or many greedy ones in a batch for evaluation and samples.
+"""Generate answers: one as a stream of tokens, or many greedy ones in a batch for evaluation and samples.
 
-Where the active adapter is a prompt ensemble, every member answers, all in one batch, and the most frequent answer is taken
-(Lester et al. 2021, arXiv:2104.08691, section 6); of equally frequent ones that of the lowest member. It is shown
-once all have ended, as the vote is not known before.
+If the active adapter is a prompt ensemble, all members answer in one batch and the most frequent answer wins (Lester et al. 2021,
+arXiv:2104.08691, section 6); in a tie, that of the lowest member. It is available only when all members have finished.
 """
 
 from __future__ import annotations
@@ -27,14 +26,14 @@ if TYPE_CHECKING:
 StopReason = Literal["stop", "length", "interrupted"]
 
 BATCH_ROWS = 16
-BATCH_TOKENS = 8192  # prompt tokens (with padding) that are fed at once
+BATCH_TOKENS = 8192  # prompt tokens fed at once, padding included
 
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """One answer. `stop`: the model ended it, the length or the context ran out, or the user interrupted it.
+    """One answer. `stop`: the model ended it ("stop"), a limit was reached ("length"), or the user interrupted it.
 
-    `first_seconds`: until its first token, for which the prompt is read.
+    `first_seconds`: time to the first token, including the prefill.
     """
 
     text: str
@@ -54,11 +53,10 @@ def generate(
     context_length: int | None = None,
     running: RunningText | None = None,
 ) -> Generator[int, None, StopReason]:
-    """Yield the answer's ids one by one, without the stop token. The return value is the stop reason.
+    """Yield the answer's ids, without the stop token; returns the stop reason.
 
-    For a prompt ensemble it is the first member's answer. `context_length` bounds prompt and answer together, and what the
-    adapter takes of it. `running` keeps the key/value cache between the turns of a chat. Raises SpecError where the prompt
-    alone fills the context.
+    For a prompt ensemble it is the first member's answer. `context_length` limits the sum of virtual tokens, prompt and answer.
+    `running` keeps the key/value cache between turns of a chat. Raises SpecError if the prompt alone fills the context.
     """
     room = min(sampling.max_tokens, _room(session, len(prompt_ids), context_length))
     text, rng, history = running or RunningText(), sampling.generator(), list(prompt_ids)
@@ -83,10 +81,10 @@ def answer(
     interrupted: Callable[[], bool] = lambda: False,
     running: RunningText | None = None,
 ) -> GenerationResult:
-    """Generate to the end. `on_text` gets whole characters as they come, `on_tokens` before them the number of tokens so far;
-    `interrupted` is called after each token.
+    """Generate a whole answer. `on_tokens` receives the number of tokens so far, then `on_text` the new characters.
 
-    A prompt ensemble's answer comes as a whole, after the vote; an interrupted vote counts the answers so far.
+    `interrupted` is called after each token. A prompt ensemble's answer arrives as a whole, after the vote; an interrupted vote
+    counts the partial answers. Raises SpecError if the prompt alone fills the context, OutOfMemory.
     """
     started = time.perf_counter()
     if session.ensemble_size > 1:
@@ -127,12 +125,12 @@ def greedy_batch(
     progress: Callable[[int], None] = lambda _: None,
     reading: Callable[[Sequence[int]], Hashable] = tuple,
 ) -> list[list[int]]:
-    """The likeliest answer to each prompt, in the prompts' order, without stop tokens.
+    """Ids of the greedy answer to each prompt, in the order of the prompts, without stop tokens.
 
-    Prompts of similar length share a decoder of up to 16 rows; where memory is short the group is halved. `progress` is
-    told how many are done. `reading` is what two answers of a prompt ensemble must share to count as the same: without it
-    their ids, which differ where one text is cut into tokens in two ways.
-    Raises OutOfMemory where even one prompt does not fit, SpecError where one fills the context.
+    Prompts of similar length share a decoder of up to 16 rows; the group is halved if memory runs out. `progress` receives the number
+    of finished prompts. Two answers of a prompt ensemble are equal if `reading` maps their ids to the same value; by default their
+    ids have to be equal, although one text can have several tokenizations.
+    Raises OutOfMemory if even one prompt does not fit, SpecError if one fills the context.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     ensemble_size, context = session.ensemble_size, _context(session, context_length)
@@ -140,9 +138,9 @@ def greedy_batch(
     waiting, done = _groups(prompts, rooms, context, ensemble_size), 0
     while waiting:
         group = waiting.pop()
-        rows = [i for i in group for _ in range(ensemble_size)]  # row r is under member r % members
+        rows = [i for i in group for _ in range(ensemble_size)]  # row r is computed by member r % ensemble_size
         try:
-            said, _ = _together(
+            generated, _ = _together(
                 session,
                 [prompts[i] for i in rows],
                 [rooms[i] for i in rows],
@@ -155,7 +153,7 @@ def greedy_batch(
             waiting += [group[: len(group) // 2], group[len(group) // 2 :]]
             continue
         for number, i in enumerate(group):
-            answers[i] = _winner(said[number * ensemble_size : (number + 1) * ensemble_size], reading)
+            answers[i] = _winner(generated[number * ensemble_size : (number + 1) * ensemble_size], reading)
         done += len(group)
         progress(done)
     return answers
@@ -169,25 +167,25 @@ def _by_vote(
     context_length: int | None,
     interrupted: Callable[[], bool],
 ) -> tuple[list[int], StopReason]:
-    """The most frequent answer of the members, each with its own random numbers, and its stop reason."""
-    ensemble_size, asked = session.ensemble_size, list(prompt_ids)
-    room = min(sampling.max_tokens, _room(session, len(asked), context_length))
-    drawn = sampling.generator().spawn(ensemble_size)
+    """The members' most frequent answer and its stop reason; each member draws its own random numbers."""
+    ensemble_size, prompt = session.ensemble_size, list(prompt_ids)
+    room = min(sampling.max_tokens, _room(session, len(prompt), context_length))
+    generators = sampling.generator().spawn(ensemble_size)
 
-    def pick(row: int, logits: Floats, said: Sequence[int]) -> int:
-        return choose(logits, [*asked, *said], sampling, drawn[row])
+    def pick(row: int, logits: Floats, answer: Sequence[int]) -> int:
+        return choose(logits, [*prompt, *answer], sampling, generators[row])
 
-    said, reasons = _together(
-        session, [asked] * ensemble_size, [room] * ensemble_size, tokenizer.stop_ids, pick, interrupted
+    answers, reasons = _together(
+        session, [prompt] * ensemble_size, [room] * ensemble_size, tokenizer.stop_ids, pick, interrupted
     )
-    winner = _winner(said, tokenizer.text)
-    return winner, "interrupted" if "interrupted" in reasons else reasons[said.index(winner)]
+    winner = _winner(answers, tokenizer.text)
+    return winner, "interrupted" if "interrupted" in reasons else reasons[answers.index(winner)]
 
 
 def _winner(answers: Sequence[list[int]], reading: Callable[[Sequence[int]], Hashable]) -> list[int]:
-    """The most frequent answer; the first of equally frequent ones."""
+    """The most frequent answer; in a tie the first."""
     read = [reading(answer) for answer in answers]
-    ((most, _),) = Counter(read).most_common(1)  # the first of equally frequent ones
+    ((most, _),) = Counter(read).most_common(1)  # in a tie the first
     return answers[read.index(most)]
 
 
@@ -199,7 +197,7 @@ def _together(
     pick: Callable[[int, Floats, Sequence[int]], int],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> tuple[list[list[int]], list[StopReason]]:
-    """Answers to all rows from one decoder, with their stop reasons. `pick` takes row, logits and the answer so far."""
+    """Answers to all rows from one decoder, and their stop reasons. `pick` maps row, logits and the answer so far to the next id."""
     decoder = session.decoder()
     answers: list[list[int]] = [[] for _ in rows]
     reasons: list[StopReason] = ["interrupted" for _ in rows]
@@ -207,7 +205,7 @@ def _together(
     fed: Sequence[Sequence[int]] = rows
     while open_rows and not interrupted():
         logits = decoder.feed(fed)
-        fed = [[0] for _ in rows]  # a finished row is fed too, as rows stay in step
+        fed = [[0] for _ in rows]  # finished rows are fed too, because rows advance together
         for row in sorted(open_rows):
             token = pick(row, logits[row], answers[row])
             if token in stop_ids:
@@ -229,10 +227,11 @@ def _best(logits: Floats) -> int:
 def _groups(
     prompts: Sequence[Sequence[int]], rooms: Sequence[int], context_length: int | None, ensemble_size: int = 1
 ) -> list[list[int]]:
-    """Indices of prompts in groups of similar length; the longest is last, as it runs first and shows a lack of memory.
+    """Indices of prompts in groups of similar length. The group with the longest prompts is last: it runs first, so that a lack of
+    memory shows early.
 
-    As all rows of a group grow together, none is joined by a longer one that the context ends before its own answer may.
-    Each prompt stands in `ensemble_size` rows.
+    All rows of a group grow together, so a prompt does not join shorter ones whose answers it would cut off at the context's end.
+    Each prompt takes `ensemble_size` rows.
     """
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i)):
@@ -253,7 +252,7 @@ def _context(session: Session, context_length: int | None) -> int | None:
 
 
 def _room(session: Session, prompt_tokens: int, context_length: int | None) -> int:
-    """The longest answer that the context has room for. Raises SpecError where there is none."""
+    """The most tokens of an answer that fit into the context. Raises SpecError if the prompt fills it."""
     context = _context(session, context_length)
     if context is None:
         return sys.maxsize

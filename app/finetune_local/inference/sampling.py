@@ -1,8 +1,8 @@
-"""Sampling the next token from logits: one implementation in numpy, so that both backends agree for a seed.
+"""Sample the next token from logits. One implementation in numpy, so that both backends agree for the same seed.
 
-Order: repetition penalty → temperature → top-k → top-p → min-p, each on the result of the one before.
+Order: repetition penalty → temperature → top-k → top-p → min-p, each applied to the result of the one before.
 Top-p: Holtzman et al. 2020, arXiv:1904.09751, section 3.1. Min-p: Nguyen et al. 2024, arXiv:2407.01082, section 3.
-Repetition penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1, with negative logits multiplied so that they sink too.
+Repetition penalty: Keskar et al. 2019, arXiv:1909.05858, section 4.1, except that negative logits are multiplied, so that they fall.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from finetune_local.system.fields import Settings, setting
 
 
 class Sampling(Settings):
-    """How an answer is drawn."""
+    """Settings of sampling."""
 
     temperature: float = setting(
         0.7, help="0 always takes the likeliest token; higher is more varied.", group="sampling", ge=0, le=10
@@ -45,7 +45,7 @@ class Sampling(Settings):
     max_tokens: int = setting(512, help="Longest answer in tokens.", group="sampling", ge=1)
 
     def generator(self) -> np.random.Generator:
-        """Random numbers for one answer."""
+        """The random number generator for one answer."""
         return np.random.Generator(np.random.PCG64(self.seed))
 
 
@@ -55,10 +55,10 @@ GREEDY = Sampling(temperature=0.0)
 def choose(
     logits: npt.NDArray[np.float32], history: Sequence[int], sampling: Sampling, rng: np.random.Generator
 ) -> int:
-    """The next token's id, from logits (vocabulary,) and the ids so far, prompt included.
+    """Sample the next token's id from logits (vocabulary,), given the ids so far, prompt included.
 
-    Takes one random number per call. The draw walks the tokens in the order of their ids, not of their probability, so
-    that two backends whose logits differ in the last digits agree even where two tokens are nearly as likely.
+    Draws one random number per call. Cumulative probabilities run over tokens by id, not by probability, so that backends whose
+    logits differ in the last digits agree even if two tokens are almost equally likely.
     """
     scores = logits.astype(np.float64)
     if sampling.repetition_penalty != 1.0 and history:
@@ -83,8 +83,8 @@ def choose(
 
 
 def _nucleus(probabilities: npt.NDArray[np.float64], top_p: float) -> npt.NDArray[np.float64]:
-    """Zero all but the smallest set of likeliest tokens whose probabilities reach `top_p`."""
-    # Tokens below (1 - top_p)/n sum to less than 1 - top_p, so the set lies among the others: only they are sorted.
+    """Zero all but the smallest set of most likely tokens whose probabilities sum to `top_p`."""
+    # Tokens below (1 - top_p)/n sum to less than 1 - top_p, so only the others need sorting.
     candidates = np.flatnonzero(probabilities >= (1 - top_p) / probabilities.size)
     order = candidates[np.argsort(-probabilities[candidates], kind="stable")]
     count = int(np.searchsorted(probabilities[order].cumsum(), top_p)) + 1

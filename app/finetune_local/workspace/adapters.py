@@ -1,4 +1,4 @@
-"""Adapters across the app: the list with scores, renaming wherever the name is used, removing and restoring."""
+"""Adapters and runs across floors: list adapters with their scores, rename wherever a name is used, remove and restore."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from finetune_local.training.run_folder.runs import Run
 
 
 class Shelf:
-    """The adapters with their scores, cached: only what has changed is read again."""
+    """The adapters with their scores, cached: only files that have changed are read again."""
 
     def __init__(self, home: Home) -> None:
         self._home, self._library = home, Library(home)
         self._known: dict[str, tuple[object, str | None, store.Scores | None]] = {}
 
     def listing(self) -> list[dict[str, Any]]:
-        """As Library.listing(), each with "scores" from its newest evaluation (Scores.as_json), or None."""
+        """Library.listing(), each entry with "scores": Scores.as_json() of its newest evaluation, or None."""
         scores = {adapter: found.as_json() for adapter, found in self._scores().items()}
         return [{**asdict(facts), "scores": scores.get(facts.name)} for facts in self._library.listing()]
 
     def _scores(self) -> dict[str, store.Scores]:
         place = self._home.evaluations
         found: dict[str, tuple[object, str | None, store.Scores | None]] = {}
-        for name in os.listdir(place):  # noqa: PTH208 - no Path is made for what has not changed
+        for name in os.listdir(place):  # noqa: PTH208 - creates no Path for what has not changed
             now, known = stamp(place, f"{name}/{store.RESULT}"), self._known.get(name)
             found[name] = known if known is not None and known[0] == now else (now, *_read(store.Saved(place / name)))
         self._known = found
@@ -45,12 +45,12 @@ class Shelf:
 
 
 def _read(saved: store.Saved) -> tuple[str | None, store.Scores | None]:
-    """The adapter and the scores of an evaluation; None for a damaged one, or one that is being written."""
+    """The adapter and the scores of an evaluation; None for one that is damaged or being written."""
     return (saved.adapter, saved.scores()) if saved.problem is None else (None, None)
 
 
 def rename_adapter(name: str, new: str, home: Home) -> Entry:
-    """Rename an adapter; one that a run made is renamed with its run. Raises AdapterError, SpecError, RunError."""
+    """Rename an adapter, and its run if a run produced it. Raises AdapterError, SpecError, RunError."""
     found = library.entry(name, home)
     if found.origin == "imported":
         renamed = manage.rename(name, new, home)
@@ -61,7 +61,7 @@ def rename_adapter(name: str, new: str, home: Home) -> Entry:
 
 
 def rename_run(run: Run, new: str, home: Home) -> Run:
-    """Rename a run and its adapter. Raises AdapterError (the name is taken), SpecError (it is running), RunError."""
+    """Rename a run and its adapter. Raises AdapterError if the name is taken, SpecError if the run is running, RunError."""
     if new.casefold() != run.name.casefold():
         manage.check_name(new, home)
     renamed = runs.rename(run, new, home)
@@ -70,7 +70,7 @@ def rename_run(run: Run, new: str, home: Home) -> Run:
 
 
 def remove_runs(names: Sequence[str], home: Home) -> list[Removed]:
-    """Move several runs to the trash: all of them, or none where one cannot go. Raises SpecError."""
+    """Move runs to the trash: all, or none if one of them is running. Raises SpecError."""
     found = [runs.find(home, name) for name in names]
     for run in found:
         runs.check_idle(run)
@@ -78,13 +78,13 @@ def remove_runs(names: Sequence[str], home: Home) -> list[Removed]:
 
 
 def remove_adapters(names: Sequence[str], home: Home) -> list[Removed]:
-    """Move several adapters to the trash; runs keep their data and checkpoints. Raises AdapterError."""
+    """Move adapters to the trash; their runs keep data and checkpoints. Raises AdapterError."""
     found = [library.entry(name, home) for name in names]
     return [manage.remove(one.name, home) for one in found]
 
 
 def put_back(keys: Sequence[str], home: Home) -> list[str]:
-    """Restore several from the trash, by their keys; returns their names. Raises the error of the first that cannot be restored."""
+    """Restore entries of the trash by their keys; returns their names. Raises the error of the first that cannot be restored."""
     return [_put_back(one, home) for one in [trash.find(home, key) for key in keys]]
 
 

@@ -1,4 +1,4 @@
-"""All work that runs in process folders: training runs and jobs."""
+"""All long work: training runs and jobs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from finetune_local.training.run_folder.runs import Run
 
 
 def running(home: Home) -> list[ProcessFolder]:
-    """Runs and jobs whose worker is alive. Windows ask every second, so nothing is read of the others."""
+    """Runs and jobs whose worker is alive. Windows call this every second, so files of the others are not read."""
     return [*runs.running(home), *jobs.running(home)]
 
 
 def restart(folder: ProcessFolder, home: Home) -> None:
-    """Start the worker of a run or a job that has ended. Raises SpecError where it is gone, or running by now."""
+    """Restart a run or a job that has ended. Raises SpecError if it no longer exists or is running."""
     if isinstance(folder, Run):
         follow.start(runs.find(home, folder.name), home)
     elif isinstance(folder, Job):
