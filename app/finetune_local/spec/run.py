@@ -50,14 +50,14 @@ class ModelSettings(Settings):
     )
     quantisation: Quantisation = setting(
         "auto",
-        help="Kind of 4 bits: nf4 as in QLoRA, or MLX's own affine groups. auto: the faster one, affine on MLX, else nf4.",
+        help="4-bit format: nf4 as in QLoRA, or MLX's affine groups. auto: the faster one, affine on MLX, else nf4.",
         group="model",
     )
     rope_factor: float = setting(
         1.0, help="Stretch the context to this many times its length, by interpolated positions.", group="model", ge=1
     )
     context: int | None = setting(
-        None, help="Stretch the context to this many tokens: --rope-factor by its result.", group="model", ge=8
+        None, help="Stretch the context to this many tokens, instead of --rope-factor.", group="model", ge=8
     )
 
 
@@ -77,7 +77,7 @@ class DataSettings(Settings):
     validation: float = setting(0.1, help="Share of conversations kept for validation.", group="data", ge=0, le=0.9)
     format: str = setting("auto", help="Format of the rows; auto recognises it by content.", group="data")
     template: Literal["chat", "raw"] = setting(
-        "chat", help="chat: the model's own chat template; raw: the texts as they are.", group="data"
+        "chat", help="chat: the model's chat template; raw: the texts unchanged.", group="data"
     )
     max_length: int | None = setting(
         None, help="Longest row in tokens; longer ones lose their oldest turns.", group="data", ge=8, le=1_048_576
@@ -85,7 +85,7 @@ class DataSettings(Settings):
     limit: int | None = setting(None, help="Use at most this many rows.", group="data", ge=1)
     columns: tuple[str, ...] = setting(
         (),
-        help="What a column is where no format knows its name, such as prompt=frage (repeatable).",
+        help="Role of a column with a name that no format knows, such as prompt=frage (repeatable).",
         group="data",
         flag="--column",
         metavar="ROLE=COLUMN",
@@ -97,7 +97,7 @@ class DataSettings(Settings):
         metavar="NAME",
     )
     scrub: tuple[Personal, ...] = setting(
-        (), help="Personal data that a placeholder replaces before anything is learned (repeatable).", group="data"
+        (), help="Personal data to replace by placeholders before anything is learned (repeatable).", group="data"
     )
 
     @field_validator("columns")

@@ -26,7 +26,7 @@ class UpdateSettings(AtLinear):
         gt=0,
     )
     dropout: float = setting(
-        0.0, help="Chance that an input of the update is zeroed in training.", group="method", ge=0, lt=1
+        0.0, help="Probability that an input of the update is zeroed in training.", group="method", ge=0, lt=1
     )
 
 
@@ -47,11 +47,11 @@ class LowRankSettings(UpdateSettings):
         "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
     )
     use_dora: bool = setting(
-        False, help="Train magnitude and direction apart (DoRA).", group="method", flag="--use-dora"
+        False, help="Train magnitude and direction separately (DoRA).", group="method", flag="--use-dora"
     )
     start: Literal["default", "gaussian", "pissa", "olora", "loftq"] = setting(
         "default",
-        help="Initial A and B: random and zero, or from the weights; loftq: from the error of 4-bit or 8-bit.",
+        help="Initial A and B: random and zero, or from the weights; loftq: from the quantisation error.",
         group="method",
         flag="--init",
     )
@@ -59,23 +59,26 @@ class LowRankSettings(UpdateSettings):
         False, help="Train B alone (LoRA-FA): less memory for activations.", group="method", flag="--freeze-a"
     )
     b_rate_ratio: float = setting(
-        1.0, help="B's learning rate by A's (LoRA+ has 16); magnitudes and biases follow B.", group="method", gt=0
+        1.0,
+        help="B's learning rate as a multiple of A's (16 in LoRA+); magnitudes and biases use B's.",
+        group="method",
+        gt=0,
     )
     embedding_rate_ratio: float = setting(
-        1.0, help="Learning rate of an adapted embedding by that of A.", group="method", gt=0
+        1.0, help="Learning rate of an adapted embedding as a multiple of A's.", group="method", gt=0
     )
     train_bias: Literal["none", "all", "lora-only"] = setting(
-        "none", help="Train the base's own biases too: all, or those of the adapted layers.", group="method"
+        "none", help="Also train the base's biases: all, or those of the adapted layers.", group="method"
     )
 
     also_train: tuple[Literal["embeddings", "norms"], ...] = setting(
         (),
-        help="Train whole copies too, as LongLoRA: embeddings, norms (repeatable).",
+        help="Also train full copies of these, as in LongLoRA: embeddings, norms (repeatable).",
         group="method",
         metavar="WHAT",
     )
     also_train_rate: float = setting(
-        0.1, help="Learning rate of what --also-train names, by that of A.", group="method", gt=0
+        0.1, help="Learning rate of --also-train's copies as a multiple of A's.", group="method", gt=0
     )
 
     @model_validator(mode="after")

@@ -36,19 +36,19 @@ class AdaLoraSettings(UpdateSettings):
     """Settings of AdaLoRA."""
 
     init_rank: int = setting(12, help="Rank of every matrix before any is pruned.", group="method", ge=1, le=4096)
-    target_rank: int = setting(8, help="Mean rank that is left at the end.", group="method", ge=1, le=4096)
+    target_rank: int = setting(8, help="Mean rank at the end.", group="method", ge=1, le=4096)
     tinit: float = setting(
         0.1, help="Share of the steps before the first rank is pruned.", group="method", flag="--tinit", ge=0, lt=1
     )
     tfinal: float = setting(
         0.3,
-        help="Share of the steps, at the end, in which the ranks stay.",
+        help="Share of the steps at the end in which the ranks are fixed.",
         group="method",
         flag="--tfinal",
         ge=0,
         lt=1,
     )
-    delta_t: int = setting(1, help="Steps between two choices of what is pruned.", group="method", ge=1)
+    delta_t: int = setting(1, help="Steps between two prunings.", group="method", ge=1)
     importance_beta1: float = setting(0.85, help="Smoothing of the importance.", group="method", gt=0, lt=1)
     importance_beta2: float = setting(
         0.85, help="Smoothing of the importance's uncertainty.", group="method", gt=0, lt=1
@@ -281,7 +281,7 @@ PRESETS = (
     Preset(
         key="adalora",
         title="AdaLoRA",
-        summary="LoRA in SVD form that begins with a high rank and prunes it where it matters least; slower than LoRA.",
+        summary="LoRA in SVD form that starts with a high rank and prunes it where it matters least; slower than LoRA.",
         paper="arXiv:2303.10512",
     ),
 )

@@ -39,10 +39,10 @@ class BottleneckSettings(InBlocks):
         "relu", help="The bottleneck's non-linearity.", group="method"
     )
     adapter_scale: float = setting(
-        1.0, help="Factor on what a bottleneck adds; parallel ones are scaled up.", group="method", gt=0
+        1.0, help="Scale of a bottleneck's output; parallel ones are scaled up.", group="method", gt=0
     )
     adapter_placing: Literal["series", "parallel"] = setting(
-        "series", help="Whether a bottleneck reads what the sublayer gives, or what it is given.", group="method"
+        "series", help="Whether a bottleneck reads the sublayer's output or its input.", group="method"
     )
     adapter_sublayers: Literal["both", "attention", "mlp"] = setting(
         "both", help="Which sublayers of a block get a bottleneck.", group="method"
@@ -159,7 +159,7 @@ PRESETS = (
     Preset(
         key="adapter",
         title="Bottleneck adapters (Houlsby)",
-        summary="Small non-linear layers after attention and MLP of each block; slower to answer, cannot be merged.",
+        summary="Small non-linear layers after attention and MLP of each block; slower inference, cannot be merged.",
         paper="arXiv:1902.00751",
         defaults={"method.adapter_activation": "gelu"},
     ),

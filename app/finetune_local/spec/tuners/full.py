@@ -35,7 +35,7 @@ class FullSettings(InBlocks):
 
     train_weights: Literal["all", "norms", "biases", "embeddings", "layers"] = setting(
         "all",
-        help="Which of the base's own weights: all, or only some; layers are those of the blocks.",
+        help="Which of the base's weights: all, or only some; layers are those of the blocks.",
         group="method",
     )
 
@@ -165,7 +165,7 @@ PRESETS = (
     Preset(
         key="last-layers",
         title="Last layers",
-        summary="Trains all weights of the last blocks; nothing below them is computed backwards, so steps are fast.",
+        summary="Trains all weights of the last blocks; there is no backward pass below them, so steps are fast.",
         paper="",
         defaults={"method.train_weights": "layers", "method.layers": "last:2"},
     ),

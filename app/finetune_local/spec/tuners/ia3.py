@@ -27,7 +27,7 @@ class Ia3Settings(AtLinear):
 
     ia3_inputs: tuple[str, ...] = setting(
         ("down_proj", "fc2"),
-        help="Of the layers, those whose input is scaled and not the output (repeatable).",
+        help="Layers whose input is scaled instead of the output (repeatable).",
         group="method",
         flag="--ia3-input",
         metavar="NAME",

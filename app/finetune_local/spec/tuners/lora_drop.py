@@ -39,9 +39,9 @@ class LoraDropSettings(UpdateSettings):
         le=1,
     )
     trial_share: float = setting(
-        0.1, help="Share of the training rows by which layers are chosen.", group="method", gt=0, le=1
+        0.1, help="Share of the training rows used to choose layers.", group="method", gt=0, le=1
     )
-    trial_steps: int = setting(20, help="Steps on these rows before layers are chosen.", group="method", ge=1)
+    trial_steps: int = setting(20, help="Training steps on these rows before layers are chosen.", group="method", ge=1)
     kept: tuple[str, ...] = setting(
         (),
         help="Layer that keeps an individual LoRA (repeatable). Automatic: chosen by a calibration run.",

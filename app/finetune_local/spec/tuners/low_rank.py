@@ -332,7 +332,7 @@ PRESETS = (
     Preset(
         key="dora",
         title="DoRA",
-        summary="LoRA that trains magnitude and direction apart; closer to full fine-tuning, slower.",
+        summary="LoRA that trains magnitude and direction separately; closer to full fine-tuning, slower.",
         paper="arXiv:2402.09353",
         defaults={"method.use_dora": True},
         recommended=3,
@@ -352,7 +352,7 @@ PRESETS = (
     Preset(
         key="lora",
         title="LoRA",
-        summary="Trains a small low-rank update beside each linear layer; the base stays as it is.",
+        summary="Trains a small low-rank update beside each linear layer; the base is not changed.",
         paper="arXiv:2106.09685",
         recommended=1,
         estimated=("fp32", "bf16", "8-bit"),
@@ -361,7 +361,7 @@ PRESETS = (
     Preset(
         key="lora-fa",
         title="LoRA-FA",
-        summary="LoRA with a frozen A: half the trained numbers, and less memory for activations.",
+        summary="LoRA with a frozen A: half the trained parameters, and less memory for activations.",
         paper="arXiv:2308.03303",
         defaults={"method.freeze_a": True},
     ),
@@ -375,7 +375,7 @@ PRESETS = (
     Preset(
         key="pissa",
         title="PiSSA",
-        summary="LoRA that starts from the weights' largest singular values instead of from nothing.",
+        summary="LoRA initialised from the weights' largest singular values instead of from zero.",
         paper="arXiv:2404.02948",
         defaults={"method.start": "pissa"},
     ),

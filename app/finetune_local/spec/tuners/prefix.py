@@ -37,10 +37,10 @@ class PrefixSettings(Settings):
     """Settings of prefix tuning."""
 
     prefix_length: int = setting(
-        20, help="How many trained positions stand before every text, in every layer.", group="method", ge=1, le=65536
+        20, help="Number of trained positions before every text, in every layer.", group="method", ge=1, le=65536
     )
     prefix_projection: bool = setting(
-        True, help="Let an MLP make the prefix while it trains; it is dropped afterwards.", group="method"
+        True, help="Compute the prefix with an MLP during training; it is dropped afterwards.", group="method"
     )
     prefix_width: int = setting(512, help="Width of that MLP.", group="method", ge=1, le=65536)
 
@@ -227,7 +227,7 @@ PRESETS = (
     Preset(
         key="prefix",
         title="Prefix tuning",
-        summary="Trains keys and values that stand before every text in every layer; a tiny file, not mergeable.",
+        summary="Trains keys and values that precede every text in every layer; a tiny file, not mergeable.",
         paper="arXiv:2101.00190",
     ),
 )

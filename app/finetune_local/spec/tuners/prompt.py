@@ -47,24 +47,24 @@ class PromptSettings(Settings):
 
     prompt_length: int = setting(
         20,
-        help="How many trained vectors stand before every text, as if they were tokens.",
+        help="Number of trained vectors before every text, read like tokens.",
         group="method",
         ge=1,
         le=65536,
     )
     prompt_init: Literal["vocabulary", "text", "random"] | None = setting(
         None,
-        help="What a prompt begins as. Automatic: --prompt-text where it is given, else tokens of the vocabulary.",
+        help="Initial prompt. Automatic: --prompt-text if given, else tokens of the vocabulary.",
         group="method",
     )
     prompt_text: str | None = setting(
-        None, help="A text that the prompt begins as, repeated or cut to its length.", group="method", metavar="TEXT"
+        None, help="Text that initialises the prompt, repeated or cut to its length.", group="method", metavar="TEXT"
     )
     prompt_members: int = setting(
-        1, help="How many prompts are trained at once, to vote on every answer.", group="method", ge=1, le=64
+        1, help="Number of prompts trained together, which vote on every answer.", group="method", ge=1, le=64
     )
     prompt_encoder: Literal["none", "mlp", "lstm"] = setting(
-        "none", help="Network that makes the prompt while it trains (P-tuning); dropped afterwards.", group="method"
+        "none", help="Network that computes the prompt during training (P-tuning); dropped afterwards.", group="method"
     )
     prompt_encoder_width: int | None = setting(
         None, help="Width of that network. Automatic: the model's.", group="method", ge=1, le=65536
@@ -258,20 +258,20 @@ PRESETS = (
     Preset(
         key="p-tuning",
         title="P-tuning",
-        summary="Trains a small network that makes the prompt; the result is a plain prompt, not mergeable.",
+        summary="Trains a small network that computes the prompt; the result is a plain prompt, not mergeable.",
         paper="arXiv:2103.10385",
         defaults={"method.prompt_encoder": "mlp"},
     ),
     Preset(
         key="prompt",
         title="Prompt tuning",
-        summary="Trains a few vectors that stand before every text like tokens; the smallest file, not mergeable.",
+        summary="Trains a few vectors that precede every text like tokens; the smallest file, not mergeable.",
         paper="arXiv:2104.08691",
     ),
     Preset(
         key="prompt-ensemble",
         title="Prompt ensemble",
-        summary="Trains several prompts at once and lets them vote on every answer; costs as many times the computing.",
+        summary="Trains several prompts together and lets them vote on every answer; multiplies the compute.",
         paper="arXiv:2104.08691",
         defaults={"method.prompt_members": 5},
     ),

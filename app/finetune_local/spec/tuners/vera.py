@@ -29,7 +29,9 @@ class VeraSettings(AtLinear):
     """Settings of VeRA."""
 
     rank: int = setting(256, help="Width of the low-rank update.", group="method", ge=1, le=65536)
-    vera_start: float = setting(0.1, help="What VeRA's vector of the rank's factors starts with.", group="method", gt=0)
+    vera_start: float = setting(
+        0.1, help="Initial value of VeRA's vector d, the factors of the rank.", group="method", gt=0
+    )
 
 
 class Vera(Tuner):
