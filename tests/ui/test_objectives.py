@@ -72,14 +72,14 @@ def test_pairs_are_trained_with_dpo(start_app: Callable[..., App], tiny_home: Ho
     run = train(page, tiny_home)
     assert run.spec.objective.key == "dpo"
     figures = page.locator("#train-state .figures")
-    for name in ("Pairs ranked correctly", "Margin", "Reward of chosen answers", "Reward of rejected answers"):
+    for name in ("Pair accuracy", "Margin", "Chosen reward", "Rejected reward"):
         expect(figures).to_contain_text(name)
     charts = page.locator("#train-curves .card", has_text="On held-out rows")
     expect(charts.locator("figure")).to_have_count(2)
     expect(charts.locator("polyline")).to_have_count(4)
     app.go(page, "runs")
     page.locator(".row-name", has_text=run.name).click()
-    expect(page.locator("#runs-main .figures")).to_contain_text("Pairs ranked correctly")
+    expect(page.locator("#runs-main .figures")).to_contain_text("Pair accuracy")
     expect(page.locator("#runs-main .card", has_text="On held-out rows").locator("polyline")).to_have_count(4)
 
 

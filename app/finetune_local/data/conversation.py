@@ -93,7 +93,7 @@ class RowRejected(DataError):
 def other_kind(kind: ExampleKind, objective: Objective) -> Sentence:
     """The reason why a row of this kind is rejected, and which objectives learn from it."""
     return msg(
-        "it is {names}, but --objective {key} learns from {expected}.{instead}",
+        "it is {names}, but the objective '{key}' learns from {expected}.{instead}",
         names=_NAMES[kind],
         key=objective.key,
         expected=_learned_kinds(objective),

@@ -42,10 +42,10 @@ class Dpo(Objective):
     examples = frozenset[ExampleKind]({"pair"})
     needs = frozenset[Need]({"reference"})
     reports = (
-        ObjectiveMetric("accuracy", "Pairs ranked correctly", share=True),
+        ObjectiveMetric("accuracy", "Pair accuracy", share=True),
         ObjectiveMetric("margin", "Margin", chart="rewards"),
-        ObjectiveMetric("chosen_reward", "Reward of chosen answers", chart="rewards"),
-        ObjectiveMetric("rejected_reward", "Reward of rejected answers", chart="rewards"),
+        ObjectiveMetric("chosen_reward", "Chosen reward", chart="rewards"),
+        ObjectiveMetric("rejected_reward", "Rejected reward", chart="rewards"),
     )
     lr_factor = 0.1
     """The loss only sees differences of whole answers' log-probabilities, so at the rate of supervised fine-tuning both answers

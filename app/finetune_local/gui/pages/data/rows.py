@@ -36,7 +36,7 @@ def data_text(text: str, class_: str = "") -> Html:
 def reason_text(t: Strings, reason: str) -> str:
     """A reason without its command-line advice: the page has fields for that."""
     shown = re.split(r"(?<=[.!?]) (?=[A-Z])|(?<=[。！？])", sentence(t, reason))
-    kept = [part for part in shown if not re.search(r"--(?!max-length)[a-z]", part)] or shown
+    kept = [part for part in shown if part and not re.search(r"--(?!max-length)[a-z]", part)] or shown
     return ("" if t.language == "zh" else " ").join(kept).replace("--max-length", f"“{t('data.max_length')}”")
 
 

@@ -144,7 +144,7 @@ def _objective_hint(t: Strings, found: Values, objective: Objective, better: Obj
     buttons: list[Html] = []
     if better is not None:
         title = objective_title(t, better)
-        text += f" {title}: {objective_summary(t, better)}"
+        text = t("data.objective_suggested", reason=text, title=title, summary=objective_summary(t, better))
         use = t("data.objective_use", objective=title)
         buttons.append(parts.button(use, "data.objective", better.key, kind="small primary"))
     if not fits and found["guess"]:
