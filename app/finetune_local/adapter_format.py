@@ -153,8 +153,11 @@ def plan_of(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ..
 
 
 def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[str, str]:
-    """The tensors of a file: PEFT's name of each, to the name in the file. Parts of names that wrappers add are dropped: torch.compile's
-    `_orig_mod.`, DistributedDataParallel's `module.`, and PEFT's own adapter name, `.default`."""
+    """The tensors of a file: from PEFT's name of each to its name in the file.
+
+    Parts of names that wrappers add are dropped: torch.compile's `_orig_mod.`, DistributedDataParallel's `module.`, and PEFT's adapter
+    name, `.default`. Raises AdapterError if two names become the same.
+    """
     if config.peft_type == OWN_TYPE:
         return {name: name for name in stored}
     found: dict[str, str] = {}
@@ -177,10 +180,9 @@ def names_in(stored: Collection[str], file: Path, config: PeftConfig) -> dict[st
 
 
 def use_plain_names(folder: Path) -> bool:
-    """Rename the tensors in a folder's file to PEFT's names; returns False if they have them already. The file must have been read by
-    read_adapter() before.
+    """Rename the tensors in a folder's file to PEFT's names; returns False if they have them already.
 
-    Raises AdapterError, DiskFull.
+    The file must have been checked by read_adapter() before. Raises AdapterError, DiskFull.
     """
     file = folder / WEIGHTS
     content = file.read_bytes()
@@ -198,7 +200,7 @@ def use_plain_names(folder: Path) -> bool:
 
 
 def _refuse_others(folder: Path, shapes: Mapping[str, tuple[int, ...]], config: PeftConfig) -> None:
-    """Raise AdapterError, saying what it is, if the file does not hold an adapter's tensors."""
+    """Raise AdapterError that names the kind of file if it does not contain an adapter's tensors."""
     if config.peft_type == OWN_TYPE or not shapes:
         return
     if (
@@ -232,7 +234,7 @@ def _plan(folder: Path, config: PeftConfig, shapes: Mapping[str, tuple[int, ...]
 
 
 def read_peft(folder: Path) -> PeftConfig:
-    """adapter_config.json as a record. Raises AdapterError, saying what it is, if the folder is not a PEFT adapter."""
+    """adapter_config.json as a record. Raises AdapterError that names the kind of folder if it is not a PEFT adapter."""
     values = read_config(folder)
     if "peft_type" not in values and {"lora_parameters", "fine_tune_type"} & values.keys():
         raise AdapterError(

@@ -27,9 +27,9 @@ from finetune_local.system.messages import Message, join_messages, msg
 
 @dataclass(frozen=True)
 class Device:
-    """One device a backend can compute on. `kind` is "cuda", "metal" or "cpu"; `memory_bytes` its whole memory.
+    """A device on which a backend can compute. `kind` is "cuda", "metal" or "cpu"; `memory_bytes` is its total memory.
 
-    `fast_bf16`: it multiplies bf16 matrices faster than fp32 ones, with this backend.
+    `fast_bf16`: with this backend it multiplies bf16 matrices faster than fp32 ones.
     """
 
     id: str
@@ -41,9 +41,9 @@ class Device:
 
 @dataclass(frozen=True)
 class Gap:
-    """One thing a backend cannot do: a setting's value, on which kinds of device ("" is all), why, what instead.
+    """A value of a setting that a backend does not support on a kind of device ("" for all), with the reason.
 
-    `instead` is used where a preset, not the user, set the value; None refuses the run.
+    If a preset, not the user, chose the value, `instead` replaces it; with None, or if the user chose it, the run is refused.
     """
 
     setting: str
@@ -57,8 +57,8 @@ class Gap:
 class StepRequest:
     """One adapter's part of a step: its name, its micro-batches, its objective and its learning rate.
 
-    No example is split between micro-batches. Where the objective needs the reference, the session computes it before the step
-    for micro-batches that have none.
+    No example is split between micro-batches. If the objective needs the reference, the session computes it before the step for
+    micro-batches without one.
     """
 
     name: str
@@ -69,7 +69,7 @@ class StepRequest:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step did: mean loss before it, the gradient's norm before clipping."""
+    """The result of an optimizer step: the mean loss before it, and the gradient's norm before clipping."""
 
     loss: float
     gradient_norm: float
@@ -77,40 +77,40 @@ class StepResult:
 
 @dataclass(frozen=True)
 class MemoryUse:
-    """Bytes in use now and at the most since the session began (the device's; the process's on a CPU)."""
+    """Bytes in use now and the peak since the session was created: the device's memory, on a CPU the process's."""
 
     current_bytes: int
     peak_bytes: int
 
 
 class Decoder(Protocol):
-    """A text, or several side by side, that grows with its key/value cache, under what was active when it began."""
+    """One text or a batch of texts with a key/value cache, computed with the adapters that were active at creation."""
 
     def feed(self, rows: Sequence[Sequence[int]]) -> Floats:
-        """Append tokens to each row and return the logits after the last, (rows, vocabulary) float32.
+        """Append tokens to each row; returns the logits after the last one, (rows, vocabulary) in float32.
 
-        The first call appends the prompts, of any lengths; later calls append equally many tokens to each row.
+        The first call appends the prompts, which may have different lengths; later calls append equally many tokens to each row.
         """
         ...
 
 
 class Session(Protocol):
-    """A loaded base model and the adapters in memory beside it. Not thread-safe. A process has one."""
+    """A loaded base model and its adapters in memory. Not thread-safe; a process has one session."""
 
     precision: Precision
     device: Device
 
     @property
     def ensemble_size(self) -> int:
-        """How many prompts of the active adapter answer side by side (a prompt ensemble), to be voted on; 1 for all others.
+        """Number of prompts in the active adapter's prompt ensemble, whose answers are put to a vote; 1 for other adapters.
 
-        Row i of a decoder answers under prompt i % ensemble_size.
+        Row i of a decoder is computed with prompt i % ensemble_size.
         """
         ...
 
     @property
     def virtual_tokens(self) -> int:
-        """Positions of the context that the active adapter takes before every text."""
+        """Number of context positions that the active adapter uses before every text."""
         ...
 
     def attach(
@@ -125,17 +125,17 @@ class Session(Protocol):
     ) -> int:
         """Add an adapter called `name` and activate it; returns its number of trained parameters.
 
-        `tensors` have the keys and shapes of the tuner's `shapes(plan)`. Without them the adapter has the tuner's `initial` values,
-        equal on every backend; `ids` tokenizes a text and `stored` returns a weight of the base as it is on disk, where these need it.
-        `value_head` adds a scalar head (spec/value_head.py), which is one more tensor; `tensors` with one bring theirs.
+        `tensors` have the keys and shapes of the tuner's `shapes(plan)`. Without them the adapter has the tuner's `initial` values, which
+        are equal on every backend. Some of these need `ids`, which tokenizes a text, or `stored`, which returns a weight of the base as
+        stored on disk. `value_head` adds a scalar head (spec/value_head.py), one more tensor, unless `tensors` contain one.
 
-        Raises ModelError where the base has no module of a target's name, AdapterError where the name is taken or a tensor is missing,
-        unknown or of another shape. The session is then as before.
+        Raises ModelError if the base has no module of a target's name, AdapterError if the name is taken or a tensor is missing, unknown
+        or of another shape. The session is then unchanged.
         """
         ...
 
     def detach(self, name: str) -> None:
-        """Remove an adapter from memory; the base is as it was before attach(). Raises AdapterError where there is none of this name."""
+        """Remove an adapter from memory; the base is as before attach(). Raises AdapterError for an unknown name."""
         ...
 
     def adapters(self) -> list[str]:
@@ -143,69 +143,69 @@ class Session(Protocol):
         ...
 
     def activate(self, adapters: str | Mapping[str, float] | None) -> None:
-        """Make the base compute with one adapter, with a weighted sum of several, or alone (None). Nothing is reloaded.
+        """Activate one adapter, a weighted sum of several, or none (None: the bare base). Nothing is reloaded.
 
-        With weights it computes as if every adapter's update, times its weight, were merged into the base. Raises AdapterError for
-        an unknown name, Unsupported where an adapter's updates do not add up (Tuner.sum_refusal).
+        A weighted sum computes as if every adapter's update, times its weight, were merged into the base. Raises AdapterError for an
+        unknown name, Unsupported for adapters whose updates cannot be added (Tuner.sum_refusal).
         """
         ...
 
     def weight(self, name: str) -> Floats:
-        """A weight of the bare base by its name on disk, fp32, as computed with (dequantised). Raises ModelError where it is missing."""
+        """A weight of the bare base by its name on disk, in fp32; dequantised if the base is quantised. Raises ModelError if missing."""
         ...
 
     def tensors(self, name: str) -> dict[str, Floats]:
-        """An adapter's tensors, fp32, under the names they have on disk."""
+        """An adapter's tensors in fp32 by their names on disk."""
         ...
 
     def prepare(self, name: str, training: TrainingSettings) -> None:
-        """Prepare one adapter for training, beside others: make its optimizer, switch gradient checkpointing.
+        """Prepare an adapter for training: create its optimizer and set gradient checkpointing. Others stay prepared.
 
-        Raises Unsupported where the base or a setting cannot be trained here.
+        Raises Unsupported if the base cannot be trained, or a setting is not supported.
         """
         ...
 
     def seed(self, seed: int) -> None:
-        """Seed the random numbers of the next step (dropout): every step has its own, so resuming needs no RNG state."""
+        """Seed the random numbers of the next step (dropout). Every step has its own seed, so resuming needs no generator state."""
         ...
 
     def step(self, batches: Sequence[Batch], objective: Objective, learning_rate: float) -> StepResult:
-        """One optimizer step of the adapter that was prepared last, over micro-batches.
+        """One optimizer step, over micro-batches, of the adapter that was prepared last.
 
-        The loss is the mean over what Objective.count counts. All or nothing: after OutOfMemory, or any other end, the weights, the
-        optimizer and the tracker are bit for bit as before, and the step can be tried again. For that an adapter and its states are
-        copied while they are written; a whole model only where the copy takes at most an eighth of the free memory. Without a copy, a
-        failure among the writes is a RunError. A loss or gradient that is not finite is returned, not applied.
+        The loss is the mean over what Objective.count counts. The step is all or nothing: after OutOfMemory or any other error the
+        weights, the optimizer and the tracker are bit for bit as before, and the step can be retried. To this end the trained weights
+        and their states are copied before they are written; a whole model is copied only if that takes at most an eighth of the free
+        memory. Without a copy, an error while writing raises RunError. A loss or gradient that is not finite is returned and not applied.
         """
         ...
 
     def step_many(self, requests: Sequence[StepRequest]) -> list[StepResult]:
-        """One optimizer step of each of several prepared adapters, with one pass of the base over the rows of all.
+        """One optimizer step of each of several prepared adapters, with one pass of the base over all their rows.
 
-        Each result is that of step(), up to rounding; dropout draws other numbers. All or nothing, as step().
-        Raises Unsupported where one of them cannot share a pass (Tuner.sharing_refusal).
+        Each result equals that of step() up to rounding; dropout draws other numbers. All or nothing, as step(). Raises Unsupported if
+        an adapter cannot share a pass (Tuner.sharing_refusal).
         """
         ...
 
     def score(self, batch: Batch, reference: bool = False, group: int = 0) -> Floats:
         """Log-probabilities of the supervised tokens in row-major order, (n,); nothing is trained, dropout is off.
 
-        With `reference` they are those of the base with every adapter off, the reference model of preference and
-        reinforcement learning; what is active stays active. `group`: positions in a group of shifted attention, 0 for full attention.
+        With `reference` they are those of the bare base, the reference model of preference and reinforcement learning; the active
+        adapters stay active. `group`: positions in a group of shifted attention, 0 for full attention.
         """
         ...
 
     def values(self, batch: Batch, kind: ValueKind) -> Floats:
         """Outputs of the active adapter's value head: (n,) for "token values", (rows,) for "row values"; see Readout.values.
 
-        Raises AdapterError where no adapter with a value head is active.
+        Raises AdapterError if no adapter with a value head is active.
         """
         ...
 
     def update_sizes(self, batch: Batch) -> dict[str, float]:
-        """The squared size of s·B·A·x, summed over the batch's real tokens, at each module where the active adapter has such an update.
+        """The squared norm of s·B·A·x, summed over the batch's tokens without padding, by module with a low-rank update.
 
-        Raises AdapterError where none is active.
+        Raises AdapterError if no adapter is active.
         """
         ...
 
@@ -214,15 +214,15 @@ class Session(Protocol):
         ...
 
     def decoder(self) -> Decoder:
-        """A decoder under what is active now."""
+        """A new decoder, which computes with the adapters that are active now."""
         ...
 
     def optimizer_state(self, name: str | None = None) -> dict[str, npt.NDArray[np.generic]]:
-        """The whole state of an adapter's optimizer as named arrays; without a name, of the one prepared last."""
+        """The complete state of an adapter's optimizer as named arrays; without a name, of the adapter prepared last."""
         ...
 
     def restore_optimizer(self, state: Mapping[str, npt.NDArray[np.generic]], name: str | None = None) -> None:
-        """Restore what optimizer_state() returned. Raises AdapterError, with nothing changed, where it is of another shape or kind."""
+        """Restore a state returned by optimizer_state(). Raises AdapterError, with nothing changed, if it does not fit this optimizer."""
         ...
 
     def memory(self) -> MemoryUse:
@@ -231,12 +231,12 @@ class Session(Protocol):
 
 
 class Backend(Protocol):
-    """One way to compute."""
+    """A framework in which models are computed and trained."""
 
     name: str
 
     def missing(self) -> str | None:
-        """None where the backend can be used here, else why not and the command that installs it. Imports nothing heavy."""
+        """None if the backend can be used here, else the reason and the command that installs it. Imports nothing heavy."""
         ...
 
     def versions(self) -> dict[str, str]:
@@ -244,19 +244,19 @@ class Backend(Protocol):
         ...
 
     def devices(self) -> list[Device]:
-        """What it can compute on, best first."""
+        """The devices it can compute on, best first."""
         ...
 
     def gaps(self) -> tuple[Gap, ...]:
-        """What it cannot do; see gaps.py of the backend."""
+        """The values of settings that it does not support; see gaps.py of the backend."""
         ...
 
     def notes(self) -> list[Message]:
-        """Sentences for `doctor`: what is slower than it could be here, and what to install for more."""
+        """Sentences for `doctor`: what is slow on this machine, and what to install for more speed or support."""
         ...
 
     def tuners(self) -> frozenset[str]:
-        """The keys of the tuners it has a file for."""
+        """The keys of the tuners it implements."""
         ...
 
     def load(
@@ -269,8 +269,8 @@ class Backend(Protocol):
     ) -> Session:
         """Load a Hugging Face folder (safetensors only, no remote code). Raises ModelError, OutOfMemory, Unsupported.
 
-        `quantisation` is how 4 bits are stored, "auto" as automatic_quantisation() says; other precisions ignore it.
-        `rope_factor` stretches the positions (spec/numerics/rope.py, which says what raises SpecError).
+        `quantisation` is how 4-bit weights are stored ("auto": see automatic_quantisation()); other precisions ignore it. `rope_factor`
+        interpolates positions (spec/numerics/rope.py); raises SpecError if the base's rotary embedding cannot be interpolated.
         """
         ...
 
@@ -288,7 +288,7 @@ def backends() -> Mapping[str, Backend]:
 
 
 def choose(requested: str = "auto") -> tuple[Backend, Message]:
-    """The backend to use and the reason. Raises SpecError where `wanted` cannot be used."""
+    """The backend to use, and the reason. Raises SpecError if the requested one is unknown or cannot be used."""
     known = backends()
     if requested != "auto":
         if requested not in known:
@@ -318,7 +318,7 @@ def choose(requested: str = "auto") -> tuple[Backend, Message]:
 
 
 def automatic_quantisation(backend: Backend) -> tuple[Quantisation, Message]:
-    """How a backend stores 4 bits where the user did not choose, and why: affine groups where it has them, else NF4."""
+    """How a backend stores 4-bit weights by default, and the reason: affine groups if it supports them, else NF4."""
     for gap in backend.gaps():
         if (gap.setting, gap.value) == ("model.quantisation", "affine"):
             return "nf4", gap.reason
@@ -329,6 +329,6 @@ def automatic_quantisation(backend: Backend) -> tuple[Quantisation, Message]:
 
 
 def _rank(backend: Backend) -> tuple[int, str]:
-    """Metal by MLX first, then CUDA, then torch's CPU, then MLX's CPU build, which is for checking only."""
+    """Sort key: Metal with MLX first, then CUDA, then torch on a CPU, then MLX's CPU build, which is for comparisons only."""
     kind = backend.devices()[0].kind
     return {"metal": 0, "cuda": 1, "cpu": 2 if backend.name == "torch" else 3}.get(kind, 4), backend.name

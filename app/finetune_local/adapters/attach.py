@@ -1,7 +1,7 @@
 """Load an adapter from disk into a session for inference, and check that it is live: it fits this base and changes its output.
 
-Training does not use this check: a newly initialised adapter leaves the output unchanged by design. `brings()` describes without loading
-it what an adapter has beside its weights.
+Training does not use this check: a newly initialised adapter leaves the output unchanged by design. `brings()` describes the files
+beside an adapter's weights without loading the weights.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _unproven(folder: Path) -> Message:
 
 
 def brings(folder: Path, home: Home, model: ModelFolder | None = None) -> list[str]:
-    """What differs from the base in effect; empty if nothing does. Compared with `model`, by default the base it was trained on.
+    """Sentences on how an adapter's files change prompting and vocabulary, compared with `model` (by default the base it was trained on).
 
     Raises AdapterError for a damaged adapter.
     """

@@ -45,7 +45,7 @@ OF_RUN = "tokenizer"
 _BASES = ("config.json", *TRAVEL)
 _NO_SETTINGS = ("_from_model_config", "transformers_version")
 _NAMED = 4
-"""How many tokens a sentence names before it only counts the rest."""
+"""Number of tokens that a sentence names; the rest is counted."""
 
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog. 12,345.67 + 8 = ?\n\n\tdef f(x): return x  # don't",
@@ -75,7 +75,7 @@ class PromptSetup:
 
 @dataclass(frozen=True)
 class Companions:
-    """What an adapter carries beside its weights. `files` are the file names; the other fields are what differs in effect from the base."""
+    """The files beside an adapter's weights, and in the other fields how they change prompting compared with the base."""
 
     files: tuple[str, ...] = ()
     template: bool = False
@@ -125,7 +125,7 @@ def tokenizer_of(base: Path, adapter: Path | None = None) -> Tokenizer:
 
 
 def prompt_setup(base: Path, adapter: Path | None = None) -> PromptSetup:
-    """How to prompt the base in `folder`, alone or with the adapter in a folder. Raises ModelError, AdapterError."""
+    """How to prompt a base, alone or with an adapter; both are folders. Raises ModelError, AdapterError."""
     tokenizer = tokenizer_of(base, adapter)
     raw = tokenizer.template is None if adapter is None else trained_raw(adapter)
     template = tokenizer.template if raw else tokenizer.chat_template
@@ -141,7 +141,7 @@ def prompt_setup_in_training(tokenizer: Tokenizer, base: Path, raw: bool) -> Pro
 
 
 def companions(base: Path, adapter: Path) -> Companions:
-    """What an adapter carries, compared with a base's folder. Raises ModelError."""
+    """An adapter's files beside its weights, compared with a base; both are folders. Raises ModelError."""
     adapter = carrier(adapter)
     return _companions(base, adapter, stamp(base, *_BASES), stamp(adapter, *TRAVEL))
 
@@ -162,7 +162,7 @@ def _companions(base: Path, adapter: Path, _base: object, _own: object) -> Compa
 
 
 def chat_ids(tokenizer: Tokenizer) -> frozenset[int]:
-    """Every token of a few rendered chats, as far as the template accepts them."""
+    """All token ids that occur in a few rendered chats, and the end tokens; chats that the template rejects are skipped."""
     found: set[int] = set()
     for chat in _CHATS:
         with suppress(RowRejected):

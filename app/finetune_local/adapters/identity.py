@@ -59,7 +59,7 @@ _MOST_BYTES = 2**20
 
 @dataclass(frozen=True)
 class AdapterIdentity:
-    """The content of `finetune_local.json`. `created` is UTC in ISO 8601; `extra` holds all other keys."""
+    """The content of `finetune_local.json`. `created` is UTC in ISO 8601; `extra` has all other keys."""
 
     base: Identity
     run: str | None

@@ -144,7 +144,7 @@ class _Tables:
         return plan, tensors | {PREFIX + module + WEIGHT: table for module, table in found.items()}
 
     def _stays(self, module: str, found: Mapping[str, Array]) -> bool:
-        """Whether a target is kept as it is: it is not at a table, or it is an update of a table stored nowhere else."""
+        """Whether a target stays in the plan: it is not at a table, or it updates a table that is not stored as a full copy."""
         if module.removesuffix(WEIGHT) not in self._modules:
             return True
         return module not in found and not module.endswith(WEIGHT)

@@ -31,7 +31,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def stdin_text() -> TextIO:
-    """Standard input, decoded as UTF-8 whatever the console's code page."""
+    """Standard input as UTF-8 text, also if the console has another code page."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin

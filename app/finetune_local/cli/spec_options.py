@@ -111,7 +111,7 @@ def spec_from(
 
 
 def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
-    """Like spec_from, for a config with [[adapters]] that are trained at once; options apply to all of them."""
+    """As spec_from(), for a config with [[adapters]] that are trained together; options apply to all of them."""
     if config is None:
         return [spec_from(values, None)]
     tables = read_config(config)
@@ -134,7 +134,7 @@ def specs_from(values: Mapping[str, Any], config: Path | None) -> list[RunSpec]:
 
 
 def _forget_what_followed(tables: dict[str, Any], options: Mapping[str, Any]) -> None:
-    """Drop automatic values of a config that followed from a setting an option changes; a run.json holds automatic values too.
+    """Drop automatic values of a config that depend on a setting which an option changes; a run.json contains automatic values too.
 
     A different method has its own precision, optimizer and learning rate, a different objective its own learning rate, different
     epochs another number of steps, and a different precision or backend another 4-bit type.
@@ -218,7 +218,7 @@ def _help(field: FieldInfo) -> str:
 
 
 def shown_default(value: object) -> str:
-    """A default in readable form; empty if it is automatic or there is none."""
+    """A default in readable form; "" if it is automatic or None."""
     if isinstance(value, bool):
         return "on" if value else "off"
     if isinstance(value, tuple):

@@ -13,7 +13,7 @@ from finetune_local.system.untrusted.text import read_json
 
 @dataclass(frozen=True)
 class Entry:
-    """A recommended model: short name, hub name ("" for the default, which comes from the package index), sizes and a note."""
+    """A recommended model. `hub` is its ORG/NAME, "" for the default model, which comes from the package index."""
 
     name: str
     hub: str
@@ -35,7 +35,7 @@ def catalog() -> tuple[Entry, ...]:
 
 
 def entry(name: str) -> Entry | None:
-    """The entry with a short name or a hub name, ignoring case; None if there is none."""
+    """The entry with a short name or a hub name, ignoring case; None for other names."""
     lowered = name.lower()
     return next((e for e in catalog() if lowered and lowered in (e.name.lower(), e.hub.lower())), None)
 

@@ -132,8 +132,8 @@ def copy_folder(path: Path, home: Home, progress: Progress, name: str | None = N
 
 
 def _is_own(file: Path) -> bool:
-    """Whether a file belongs to the model. Links are followed only for files that models have, as in the Hugging Face cache; any
-    other link could expose whatever its maker points it at.
+    """Whether a file belongs to the model. Links are followed only for the names of model files, as in the Hugging Face cache: any
+    other link could lead to a private file.
     """
     from finetune_local.models.hub.repository import WANTED
 

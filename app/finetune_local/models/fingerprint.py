@@ -16,7 +16,7 @@ from finetune_local.spec.base.config import size_of
 from finetune_local.system.messages import msg
 from finetune_local.system.untrusted.text import ForeignTextError, kind_of
 
-# Fields that change what is computed, with what a model does where its config is silent.
+# Fields that change the computation, with the value that a model uses if its config has none.
 _FIELDS: Mapping[str, Any] = {
     "model_type": None,
     "hidden_size": None,

@@ -71,7 +71,7 @@ class ModelFolder:
         path = located(path).absolute()
         try:
             return cls._opened(path, name)
-        except OSError as error:  # where not even a folder's names can be read
+        except OSError as error:  # the folder itself cannot be read
             raise ModelError(msg("{path}: {strerror}.", path=path, strerror=system_reason(error))) from None
 
     @classmethod
@@ -138,7 +138,7 @@ class ModelFolder:
 
     @cached_property
     def tied(self) -> bool:
-        """Whether the output matrix is the embedding. A stored one that differs is not tied, whatever the config says; both are read
+        """Whether the output matrix is the embedding. A stored one that differs is not tied, even if the config says so; both are read
         to compare them.
         """
         return self._tied(everything=True)
@@ -179,7 +179,7 @@ class ModelFolder:
         return {name: WeightInfo(tensor.shape, tensor.dtype) for name, tensor in self._stored.items()}
 
     def info(self) -> BaseInfo:
-        """What tuners may know before the model is loaded."""
+        """The facts that tuners use before the model is loaded."""
         text = self.text_config
         heads = size_of(text, "num_attention_heads", "n_head")
         head_dim = size_of(text, "head_dim") or (size_of(text, "hidden_size", "n_embd") // heads if heads else 0)
@@ -294,7 +294,7 @@ def is_plain(family: str) -> bool:
 
 
 def _stored_tensors(path: Path) -> dict[str, Stored]:
-    """Every tensor stored in the weight files; an index only says where they are."""
+    """Every tensor in the weight files. Raises ModelError if the index disagrees with them."""
     where = weight_map(path) if (path / INDEX).is_file() else {}
     stored: dict[str, Stored] = {}
     for file in [path / name for name in sorted(set(where.values()))] or weight_files(path):

@@ -97,7 +97,7 @@ def publish(made: Path, models: Path, name: str, source: Mapping[str, Any]) -> M
 
 
 def remove(name: str, models: Path) -> None:
-    """Delete an installed model. Raises ModelError if there is none of this name, or a program has it open (Windows)."""
+    """Delete an installed model. Raises ModelError for an unknown name, or if a program has its files open (Windows)."""
     known = installed(models)
     if name not in known:
         raise ModelError(

@@ -75,7 +75,7 @@ _starting = threading.Lock()
 
 
 def start(what: str, home: Home) -> Job:
-    """Download, convert or copy a model; returns the unfinished job that does so already, where there is one.
+    """Download, convert or copy a model; returns the unfinished job for the same model, if there is one.
 
     Raises ModelError (unknown, offline).
     """
@@ -95,19 +95,19 @@ def start(what: str, home: Home) -> Job:
 
 
 def unfinished(home: Home) -> list[Job]:
-    """Those that are not finished, the newest first."""
+    """The unfinished downloads, newest first."""
     return [known for known in jobs.every(home, KIND) if known.status() is not Status.FINISHED]
 
 
 def resume(name: str, home: Home) -> Job:
-    """Resume one that was paused or has failed. Raises SpecError where it is gone, ModelError (offline)."""
+    """Resume a paused or failed download. Raises SpecError if there is no such job, ModelError if offline."""
     return start(_key_of(jobs.find(home, name)), home)
 
 
 def pause(name: str, home: Home) -> Job:
-    """Pause a download, so that it can be resumed; one that does not react (its server does not answer) is killed.
+    """Pause a download, so that it can be resumed; one that does not react, because its server does not answer, is killed.
 
-    Raises SpecError where it is gone.
+    Raises SpecError if there is no such job.
     """
     found = jobs.find(home, name)
     found.ask_to_stop()
@@ -122,7 +122,7 @@ def pause(name: str, home: Home) -> Job:
 
 
 def cancel(name: str, home: Home) -> None:
-    """Cancel a download: delete what has arrived, and the job. Raises SpecError where it is gone."""
+    """Cancel a download: delete its partial files and the job. Raises SpecError if there is no such job."""
     found = pause(name, home)
     key = _key_of(found)
     if key == DEFAULT_MODEL:
@@ -133,7 +133,7 @@ def cancel(name: str, home: Home) -> None:
 
 
 def result_of(name: str, home: Home) -> str | None:
-    """The name of a finished download, as `--model` takes it; None while it is unfinished, or where the model is gone."""
+    """The name of a downloaded model, as `--model` accepts it; None if the job is unfinished or the model was removed."""
     folder = home.jobs / name
     if not (folder / "job.json").is_file():
         return None
@@ -158,7 +158,7 @@ def add(path: str, home: Home, *, copy: bool) -> Job | list[LocalModel]:
             )
         return start(str(place.absolute()), home)
     if copy and place.is_dir():
-        ModelFolder.open(place)  # raises at once what is wrong with it
+        ModelFolder.open(place)  # so that an unusable folder is refused before the job starts
         return start(str(place.absolute()), home)
     return add_folder(place)
 

@@ -70,7 +70,7 @@ def find(id: str, home: Home) -> ModelFolder:  # noqa: A002 - the spec's word
     if id in known:
         return ModelFolder.open(home.models / id, id)
     for name in known:
-        if source_of(home.models / name).get("from") == id:  # ORG/NAME, as it was asked of the hub
+        if source_of(home.models / name).get("from") == id:  # the ORG/NAME it was downloaded by
             return ModelFolder.open(home.models / name, name)
     if (path / CONFIG).is_file():
         return ModelFolder.open(path)

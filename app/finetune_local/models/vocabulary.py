@@ -21,7 +21,7 @@ def check_tokens(
 ) -> None:
     """Raise ModelError naming tokens beyond the last of `rows`.
 
-    Special tokens that nothing asks for are allowed, such as the image placeholder in Gemma 3's text models; a data row
+    Special tokens that no template or setting uses are allowed, such as the image placeholder in Gemma 3's text models; a data row
     with one is rejected (data/tokenizers/tokenizer.py). `tokenizer` is tokenizer.json, `settings` tokenizer_config.json or empty.
     """
     known: dict[str, int] = dict(_vocabulary(tokenizer))
@@ -33,7 +33,7 @@ def check_tokens(
     following = max(known.values(), default=-1) + 1
     for text in dict.fromkeys(_named(settings)):
         aside.discard(text)
-        if text not in known:  # the tokenizers' library numbers it behind all others
+        if text not in known:  # the tokenizers library gives it the next free id
             known[text] = following
             following += 1
     beyond = sorted((number, text) for text, number in known.items() if number >= rows)

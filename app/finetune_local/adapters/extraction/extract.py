@@ -118,9 +118,9 @@ def extract(
 ) -> Extraction:
     """Write the adapter folder `out`, which must not exist.
 
-    `rank` is used for every layer (16 if neither is given); `energy` is instead the fraction of the squared change each layer must keep,
-    and the rank is the largest any layer needs. Raises SpecError (impossible target or rank), AdapterError (nothing changed, or
-    nothing an adapter can represent), ModelError, DiskFull.
+    Every layer has the same rank: `rank` (16 by default), or the smallest one with which each layer keeps the fraction `energy` of its
+    squared change. Raises SpecError (impossible target or rank), AdapterError (nothing changed, or nothing an adapter can represent),
+    ModelError, DiskFull.
     """
     if rank is not None and energy is not None:
         raise SpecError(msg("--rank and --energy are both set, but --energy determines the rank. Use only one."))

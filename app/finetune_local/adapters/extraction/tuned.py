@@ -23,8 +23,10 @@ HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class Tuned:
-    """`weights`: names (the base's) that may have changed; `read` returns one as fp32. `lineage` says where it comes from, `beside` is the
-    folder of its tokenizer, template and generation settings."""
+    """A full fine-tune. `weights` are the weights that may have changed, by the base's names; `read` returns one as fp32.
+
+    `lineage` is recorded in the extracted adapter; `beside` is the folder with the tokenizer, template and generation settings.
+    """
 
     name: str
     run: str | None

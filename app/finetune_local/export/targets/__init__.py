@@ -2,8 +2,8 @@
 
 A target is a module with
     TARGET: Target        its key, its words, its quantization types, how it is written and how it is verified
-The window, the command line, the docs and the verification read all they show from it. Its Chinese words are in
-assets/strings/targets.toml; a target without any appears by its English ones.
+The window, the command line, the docs and the verification read everything from it. Its Chinese is in assets/strings/targets.toml; a
+target without Chinese is shown in English.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from finetune_local.system.messages import system_reason
 
 @dataclass(frozen=True)
 class Quant:
-    """A quantization type a target can be written in, or another form of it (a data type, a zip)."""
+    """A form in which a target can be written: a quantization type, a data type, a folder or a zip."""
 
     key: str
     title: str
     summary: str
     common: bool = True
-    """Whether the window shows it at once; the others are one press away."""
+    """Whether the window shows it in the short list."""
 
 
 @dataclass(frozen=True)
 class Command:
-    """What to type to use an export elsewhere; `text` is "" where there is nothing to type and the title says it all."""
+    """A command to use an export in another program; `text` is "" if there is nothing to type and `title` is an instruction."""
 
     key: str
     title: str
@@ -54,15 +54,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: a base with an adapter on it, or one of the two. An adapter goes alone where the target wants no base."""
+    """What is exported: a base with an adapter, or one of the two. An adapter alone is for targets that need no base."""
 
     base: ModelFolder | None
     adapter: Path | None
     prepared: Prepared | None = None
-    """The answers of base + adapter that the verification compares with, where they were computed beforehand."""
+    """The answers of base + adapter for the verification, if they are computed already."""
 
     def with_answers(self, prepared: Prepared) -> Source:
-        """The same source with the answers of base + adapter; tensors that were read stay read."""
+        """The same source with the answers of base + adapter; `weights` is not computed again."""
         result = replace(self, prepared=prepared)
         if "weights" in self.__dict__:
             result.__dict__["weights"] = self.__dict__["weights"]
@@ -70,21 +70,21 @@ class Source:
 
     @property
     def model(self) -> ModelFolder:
-        """The base. Raises ModelError where none was given."""
+        """The base. Raises ModelError if there is none."""
         if self.base is None:
             raise ModelError(msg("this export needs a base model. Choose one with --model."))
         return self.base
 
     @property
     def adapter_folder(self) -> Path:
-        """The adapter. Raises AdapterError where a bare base was given."""
+        """The adapter's folder. Raises AdapterError for a bare base."""
         if self.adapter is None:
             raise AdapterError(msg("the base model alone has no adapter to export. Choose a run or an adapter."))
         return self.adapter
 
     @property
     def name(self) -> str:
-        """The base's name, with the run's (or the adapter folder's) behind it, fit for a file name."""
+        """A name for files: the base's, then the run's or the adapter folder's."""
         parts = [self.base.name.replace("/", "-")] if self.base is not None else []
         if self.adapter is not None:
             parts.append(self.adapter.parent.name if self.adapter.name == "adapter" else self.adapter.name)
@@ -92,14 +92,14 @@ class Source:
 
     @cached_property
     def weights(self) -> MergedWeights:
-        """Base and adapter merged. Raises AdapterError where the adapter does not fit, or cannot be merged."""
+        """Base and adapter merged. Raises AdapterError if the adapter does not fit or cannot be merged."""
         from finetune_local.export.weights import MergedWeights
 
         return MergedWeights(self.model, self.adapter)
 
 
 class Target(ABC):
-    """One export target. The class attributes are its record; the methods are called in the order they stand."""
+    """One export target. The class attributes describe it; the methods are in the order in which they are called."""
 
     key: str
     title: str
@@ -108,11 +108,11 @@ class Target(ABC):
     order: int = 50
     """Targets with a lower number are shown first."""
     quants: tuple[Quant, ...]
-    """What it can be written in, the default first."""
+    """The forms it can be written in, the default first."""
     quants_title: str = "Quantization type"
-    """What a choice among `quants` is called."""
+    """The label of the choice among `quants`."""
     folder_title: str = ""
-    """What a folder of this target is called in a sentence: "a model folder"."""
+    """A folder of this target in a sentence: "a model folder"."""
     mark: str = ""
     """The file by which a folder of this target is recognized."""
     needs_base: bool = True
@@ -131,48 +131,48 @@ class Target(ABC):
 
     @abstractmethod
     def file_name(self, name: str, quant: str) -> str:
-        """What the export is called in a folder of exports; `name` is the model's."""
+        """The export's usual file or folder name; `name` is Source.name."""
 
     def place(self, out: Path, name: str, quant: str) -> Path:
-        """Where the export goes when the user says `out`: there, or for a file in a folder that exists, under its own name."""
+        """The path to write for the user's `out`: `out` itself, or if a file is to be written and `out` is a folder, a file in it."""
         return out if self.is_folder(quant) or not out.is_dir() else out / self.file_name(name, quant)
 
     @abstractmethod
     def check_source(self, source: Source) -> None:
-        """Raise ModelError or AdapterError where this source cannot be exported in any quantization type, saying what to do."""
+        """Raise ModelError or AdapterError if this source cannot be exported in any quantization type."""
 
     def notes(self, source: Source) -> list[str]:
-        """What is known before anything is written to be different in one of the programs the export is for."""
+        """Sentences on known limits of programs the export is for, shown before anything is written."""
         return []
 
     @abstractmethod
     def size(self, source: Source, quant: str) -> int:
-        """Bytes the export will take, closely; nothing is written. Raises ModelError where this type cannot be written here."""
+        """Approximate size of the export in bytes; nothing is written. Raises ModelError if this type cannot be written here."""
 
     def recommended(self, sizes: Mapping[str, int]) -> str | None:
-        """The quantization type to advise, by the bytes that each possible one will take; None where none is possible."""
+        """The recommended quantization type, given the size in bytes of each possible one; None if none is possible."""
         return next(iter(sizes), None)
 
     @abstractmethod
     def check_values(self, source: Source, out: Path, quant: str) -> None:
-        """Raise what write() would raise after long work, as far as it can be known before: room, values, the tokenizer."""
+        """Raise errors that write() would raise only after long work: too little space, values out of range, the tokenizer."""
 
     @abstractmethod
     def write(self, source: Source, out: Path, quant: str, progress: Progress) -> list[Path]:
-        """Write everything at `out`, whole or not at all, and return the files. Raises ModelError, AdapterError, DiskFull."""
+        """Write the export at `out`, completely or not at all; returns the files. Raises ModelError, AdapterError, DiskFull."""
 
     def can_be_opened(self) -> bool:
-        """Whether a program the export is for can be run here, so that check() needs the answers of base + adapter."""
+        """Whether any receiver can run here, so that check() needs the answers of base + adapter."""
         return any(not receiver.missing() for receiver in self.receivers)
 
     @abstractmethod
     def check(
         self, source: Source, out: Path, quant: str, backend: str, progress: Progress, skip: Collection[str] = ()
     ) -> Verification:
-        """Verify what was written at `out`; `skip` names programs to leave out. Raises VerificationFailed; says where it cannot be checked here."""
+        """Verify the export at `out`; `skip` names receivers to omit. Raises VerificationFailed; not checked is a result."""
 
     def commands(self, out: Path, files: Sequence[Path]) -> list[Command]:
-        """How to use the export at `out` elsewhere."""
+        """Commands that use the export at `out` in other programs."""
         return []
 
 

@@ -32,7 +32,7 @@ _STRING, _ARRAY = 8, 9
 _NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 AGAIN = msg("Copy or download it again.")
 HUB_TAG = "gguf"
-"""What the hub calls the library of repositories with such files."""
+"""The hub's tag for repositories with GGUF files."""
 
 
 @dataclass(frozen=True)

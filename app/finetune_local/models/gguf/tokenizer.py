@@ -28,7 +28,7 @@ def _cut(digits: str) -> dict[str, object]:
 
 _GPT2 = {**_BYTES, "use_regex": True}
 _DIGITS_APART = {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _GPT2]}
-# name: (pre-tokenizer, NFC first?, whole words before merges?, BOS added where the file does not say)
+# name: (pre-tokenizer, NFC first?, whole words before merges?, BOS added by default?)
 _PRE: Mapping[str, tuple[dict[str, Any], bool, bool, bool]] = {
     "gpt-2": (_GPT2, False, False, False),
     "smollm": (_DIGITS_APART, False, False, False),
@@ -165,7 +165,9 @@ def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
     text = json.dumps(tokenizer, ensure_ascii=False)
     try:
         Tokenizer.from_str(text)
-    except BaseException as error:  # the library raises bare Exception, and what its Rust panics with is not even one
+    except (
+        BaseException
+    ) as error:  # the library raises bare Exception, and a panic in its Rust code raises a BaseException
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         reason = " ".join(str(error).split())[:300]
@@ -180,7 +182,7 @@ def _checked(file: Path, tokenizer: Mapping[str, Any]) -> str:
 
 
 def _config(values: Metadata, tokens: list[str], add_bos: bool) -> str:
-    # PreTrainedTokenizerFast reads tokenizer.json as it is; a model's own class would build its cuts anew.
+    # PreTrainedTokenizerFast uses tokenizer.json unchanged; a model's own class would replace the pre-tokenizer.
     config: dict[str, Any] = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": add_bos,

@@ -69,7 +69,7 @@ def repository_in(answer: Any) -> Repository:
         name = entry.get("rfilename") if isinstance(entry, dict) else None
         if not isinstance(name, str):
             raise ForeignTextError(msg("no 'rfilename'"))
-        # A folder's files are not wanted; and a name that leads elsewhere on some system is no name.
+        # Files in subfolders are skipped, and so are names that would be paths on some system.
         if is_text(name) and bad_name(name) is None:
             if name in files:
                 raise ForeignTextError(msg("the file {name} twice", name=name))

@@ -131,7 +131,7 @@ class Client:
         self._http.close()
 
     def pause(self, attempt: int, retry_after: str | None = None) -> None:
-        """Wait before a retry: as long as the server asked, else 1, 2, 4, ... seconds with jitter."""
+        """Wait before a retry: as long as the server's Retry-After, else 1, 2, 4, ... seconds with jitter."""
         seconds = (
             float(retry_after)
             if retry_after and re.fullmatch(r"[0-9]{1,6}", retry_after)
@@ -265,7 +265,9 @@ def _store(response: httpx.Response, partial: Path, have: int, size: int, progre
         with partial.open("ab" if continues else "wb") as out:
             count = have if continues else 0
             reported_at = 0.0
-            for chunk in response.iter_bytes():  # as they come: what is waited for in larger pieces is lost in a cut
+            for chunk in (
+                response.iter_bytes()
+            ):  # without a chunk size: bytes waiting in an incomplete chunk would be lost if the connection breaks
                 out.write(chunk)
                 count += len(chunk)
                 if count > size:

@@ -368,6 +368,6 @@ def _download(
 
         url = f"{client.endpoint}/{repository}/resolve/{commit}/{quote(file.name)}"
         fetch(client, url, file, parts[file.name], came, refuse)
-        if file.name == CONFIG:  # refuse what cannot be used before gigabytes come
+        if file.name == CONFIG:  # refuse an unusable model before its weights are downloaded
             check_config(repository, read_json(parts[CONFIG]))
     return parts

@@ -42,7 +42,7 @@ from finetune_local.spec.tuners import recommended, trainable_parameters, tuner_
 from finetune_local.system.errors import SpecError
 
 _STEPS = 1000  # of a spec that leaves them open
-MICRO_BATCH_TOKENS = 1024  # what a spec that leaves it open is taken to mean
+MICRO_BATCH_TOKENS = 1024  # the value for a spec that leaves it open
 _SUPERVISED = 0.25  # usual share of supervised tokens
 _HEAD_NUMBERS = 1 << 24  # logits that exist at once, at most; the backends cut larger batches
 _RUNTIME = 500_000_000

@@ -53,7 +53,7 @@ class Measured(Protocol):
         ...
 
     def info(self) -> BaseInfo:
-        """What tuners may know."""
+        """The facts that tuners use."""
         ...
 
 
