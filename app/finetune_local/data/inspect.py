@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -64,8 +63,7 @@ class Inspection:
         self._objective = objective_named(objective)
         self._settings, self._tokenizer, self._max_length = settings, tokenizer, max_length
         self._window, self._masked, self._only_these = range(first, first + count), masked, only_these
-        self.rows: list[dict[str, Any]] = []
-        """The table: plain values, see row_of()."""
+        self.rows: list[TableRow] = []
         self.masks: dict[int, Encoded] = {}
         self.texts: dict[int, Conversation] = {}
         self.problems: list[tuple[str, Message]] = []
@@ -140,7 +138,7 @@ class Inspection:
         """The table's rows and those with tokens, as plain values; `end` if no more rows follow."""
         return {
             "first": self._window.start,
-            "rows": self.rows,
+            "rows": [asdict(row) for row in self.rows],
             "masks": {str(number): self._shown(number) for number in sorted({*self.masks, *self.texts})},
             "end": self.complete and self.readable <= self._window.stop,
         }
@@ -282,23 +280,43 @@ def pieces(row: Encoded, tokenizer: Tokenizer, most: int | None = None) -> list[
     return result
 
 
-def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> dict[str, object]:
-    """A table row: the last question and its answer, shortened; numbers of tokens and supervised tokens, or why there are none."""
+@dataclass(frozen=True)
+class TableRow:
+    """A row of the table: the last question and its answer, shortened.
+
+    `tokens` and `learned` are the numbers of tokens and of supervised tokens, None for a row that was not encoded, `cut` the number of
+    messages dropped for length, and `reason` why a row is rejected.
+    """
+
+    number: int
+    file: str
+    line: int
+    turns: int
+    prompt: str
+    answer: str
+    tokens: int | None
+    learned: int | None
+    cut: int
+    reason: str
+
+
+def row_of(number: int, row: Conversation, encoded: Sequence[Encoded], reason: str) -> TableRow:
+    """The table's row of an example."""
     last = max((i for i, m in enumerate(row.messages) if m.role == "assistant"), default=len(row.messages))
     question = next((m.content for m in reversed(row.messages[:last]) if m.role == "user"), "")
     answer = row.text if row.text is not None else row.messages[last].content if last < len(row.messages) else ""
-    return {
-        "number": number,
-        "file": row.source.file,
-        "line": row.source.line,
-        "turns": len(row.messages),
-        "prompt": _short(question),
-        "answer": _short(answer or ""),
-        "tokens": sum(len(one.ids) for one in encoded) if encoded else None,
-        "learned": sum(int(one.mask.sum()) for one in encoded) if encoded else None,
-        "cut": encoded[0].cut if encoded else 0,
-        "reason": reason,
-    }
+    return TableRow(
+        number=number,
+        file=row.source.file,
+        line=row.source.line,
+        turns=len(row.messages),
+        prompt=_short(question),
+        answer=_short(answer or ""),
+        tokens=sum(len(one.ids) for one in encoded) if encoded else None,
+        learned=sum(int(one.mask.sum()) for one in encoded) if encoded else None,
+        cut=encoded[0].cut if encoded else 0,
+        reason=reason,
+    )
 
 
 def _short(text: str) -> str:

@@ -182,7 +182,7 @@ def test_a_row_that_is_too_long_is_shown_with_the_reason(tiny: Path, tmp_path: P
     path.write_text(json.dumps({"prompt": "word " * 900, "completion": "x"}), "utf-8")
     look = looked(Tokenizer.load(tiny), str(path), count=5, masked={0})
     (row,) = look.rows
-    assert row["tokens"] is None and "more than the 512" in row["reason"]
+    assert row.tokens is None and "more than the 512" in row.reason
     assert look.as_json()["report"]["rejected_count"] == 1
     assert look.shown()["masks"]["0"]["turns"][0][0] == "user"
 
@@ -220,7 +220,7 @@ def test_preference_data_is_guessed_to_its_good_answers(tmp_path: Path) -> None:
     assert told["guess"] == {"completion": "chosen"} and told["report"]["used"] == 0
     assert told["kinds"] == ["pair"]
     chosen = looked(None, str(path), count=1, columns=("completion=chosen",))
-    assert (chosen.rows[0]["prompt"], chosen.rows[0]["answer"]) == ("q", "good")
+    assert (chosen.rows[0].prompt, chosen.rows[0].answer) == ("q", "good")
 
 
 def test_personal_data_is_counted_and_replaced_only_where_it_is_wanted(tiny: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_personal_data_is_counted_and_replaced_only_where_it_is_wanted(tiny: Pat
     tokenizer = Tokenizer.load(tiny)
     plain, scrubbed = looked(tokenizer, str(path), count=1), looked(tokenizer, str(path), count=1, scrub=("email",))
     assert plain.report().personal == scrubbed.report().personal == {"email": 1, "phone": 1}
-    assert (plain.rows[0]["prompt"], scrubbed.rows[0]["prompt"]) == ("I am a@b.org", "I am [email]")
+    assert (plain.rows[0].prompt, scrubbed.rows[0].prompt) == ("I am a@b.org", "I am [email]")
     assert (plain.report().scrubbed, scrubbed.report().scrubbed) == ((), ("email",))
     assert "phone (1)" in plain.report().notes[0] and "--scrub phone" in scrubbed.report().notes[0]
     assert "email (" not in scrubbed.report().notes[0]
