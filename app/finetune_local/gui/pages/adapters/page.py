@@ -207,7 +207,7 @@ class AdaptersPage:
         home = self.context.home
         match do:
             case "adapters.import":
-                return self._bring_in(window, Path(data.get("place", "")), data.get("name") or None)
+                return self._import(window, Path(data.get("place", "")), data.get("name") or None)
             case "adapters.rename":
                 new = data.get("name", "")
                 if new != value:
@@ -231,7 +231,7 @@ class AdaptersPage:
         window.state(AdaptersState).editing = "import"
         return self._draw(window)
 
-    def _bring_in(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
+    def _import(self, window: Window, source: Path, name: str | None) -> dict[Any, Any]:
         if source == Path():
             raise AdapterError(as_message(self.t("adapters.path_missing")))
         notes: list[str] = []

@@ -270,7 +270,7 @@ class ChatPage:
         elif do in ("toggle", "only"):
             yield from self._choose_who(window, room, do, name)
         elif do in ("load", "unload"):
-            yield from self._hold(window, room, do)
+            yield from self._load_or_free(window, room, do)
         else:
             yield self._done(window, room, do, value, data)
 
@@ -371,7 +371,7 @@ class ChatPage:
             self._notes[window.name] = self.t("chat.answers_now", name=who, n=self.context.f.number(result["ms"], 1))
             yield self._draw(window, live=False)
 
-    def _hold(self, window: Window, room: Room, do: str) -> Iterator[dict[Any, Any]]:
+    def _load_or_free(self, window: Window, room: Room, do: str) -> Iterator[dict[Any, Any]]:
         """Load the selected model, or free its memory."""
         chat = self.context.chat
         if do == "unload":

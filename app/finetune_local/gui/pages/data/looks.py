@@ -36,7 +36,7 @@ class Question:
     objective: str = DEFAULT_OBJECTIVE
 
     @property
-    def values(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, Any]:
         """The values of the RPC request (gui/lookups/inspect.py)."""
         return {"settings": parse_json(self.settings), "model": self.model, "objective": self.objective}
 
@@ -134,14 +134,14 @@ class Look:
 
     def _ask_rows(self, question: Question) -> None:
         shown = {"first": question.first, "count": question.count, "row": question.row}
-        rows = self._client.call("inspect", what="rows", **question.values, **shown)
+        rows = self._client.call("inspect", what="rows", **question.as_json, **shown)
         with self._changed:
             if question == self._question:
                 self.rows, self._rows_of = rows, question
                 self.version += 1
 
     def _ask_all(self, question: Question) -> None:
-        call = self._client.stream("inspect", what="all", **question.values)
+        call = self._client.stream("inspect", what="all", **question.as_json)
         with self._changed:
             self._call, self.share = call, 0.0
             other = question != self._question

@@ -77,7 +77,7 @@ class EvaluatePage:
         return self._draw(window)
 
     def _tick(self, window: Window) -> dict[Any, Any]:
-        self._settle(window)
+        self._open_finished(window)
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
@@ -195,7 +195,7 @@ class EvaluatePage:
 
     # ── handlers ──────────────────────────────────────────────────────────────────────────────────────────
 
-    def _settle(self, window: Window) -> None:
+    def _open_finished(self, window: Window) -> None:
         """Open the result of each finished evaluation that this window started."""
         page_state = window.state(EvaluateState)
         waiting = page_state.jobs

@@ -41,15 +41,15 @@ def chosen_adapter(window: Window, adapters: Rows) -> str:
     return str(newest.name) if newest else BASE
 
 
-def values_of(context: Context, window: Window, adapters: Rows) -> dict[str, Any]:
-    """The request to the lookup process: see offers() in gui/lookups/worker.py."""
+def source_of(context: Context, window: Window, adapters: Rows) -> tuple[str, str | None]:
+    """The adapter to export (or BASE), and the base model if it is exported alone."""
     adapter = chosen_adapter(window, adapters)
-    return {"adapter": adapter, "model": chosen_model(context, window) if adapter == BASE else None}
+    return adapter, chosen_model(context, window) if adapter == BASE else None
 
 
-def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
+def start(context: Context, window: Window, adapters: Rows, offers: Offers) -> Job:
     """Start the export that the form describes. Raises SpecError."""
-    form, question = window.state(ExportState).form, values_of(context, window, adapters)
+    form, (adapter, model) = window.state(ExportState).form, source_of(context, window, adapters)
     target = chosen_target(form)
     offer = offers.targets[target.key]
     chosen = _chosen(form, target, offer)
@@ -57,8 +57,8 @@ def begin(context: Context, window: Window, adapters: Rows, offers: Offers) -> J
         raise SpecError(as_message(offer.reason or context.t("export.no_quant")))
     return job_export.start(
         context.home,
-        question["adapter"],
-        question["model"],
+        adapter,
+        model,
         target.key,
         chosen.key,
         form.folder,

@@ -14,7 +14,7 @@ from finetune_local.gui.i18n.strings import sentence
 from finetune_local.gui.pages.export import form as exportform
 from finetune_local.gui.pages.export import view as exportview
 from finetune_local.gui.pages.export.state import ExportState
-from finetune_local.gui.shell.lookups import Answers
+from finetune_local.gui.shell.lookups import Answer, Answers
 from finetune_local.gui.widgets import jobview, leftovers, parts
 from finetune_local.gui.widgets.html import Html, h, join
 from finetune_local.gui.window.opening import open_folder
@@ -69,7 +69,7 @@ class ExportPage:
 
     def _show(self, window: Window) -> dict[Any, Any]:
         """Redraw when the page comes into view: models may have been added or removed."""
-        self.offers.ask(again=True, **exportform.values_of(self.context, window, self.library.listing()))
+        self._ask_offers(window, self.library.listing(), again=True)
         return self._draw(window)
 
     def _draw(self, window: Window) -> dict[Any, Any]:
@@ -80,7 +80,7 @@ class ExportPage:
         working = [found for found in known if jobview.active(found.state())]
         ended = [found for found in known if found not in working][:LISTED]
         nothing = not adapters and not installed(self.home.models)
-        answer = self.offers.ask(**exportform.values_of(self.context, window, adapters)) if not nothing else None
+        answer = self._ask_offers(window, adapters) if not nothing else None
         started = window.state(ExportState).shown
         own = [found for found in ended if found.name == started]
         others = [found for found in ended if found.name != started]
@@ -97,6 +97,11 @@ class ExportPage:
             ),
         }
         return {view: html for view, html in drawn.items() if window.changed(f"export {view.elem_id}", html)}
+
+    def _ask_offers(self, window: Window, adapters: exportform.Rows, again: bool = False) -> Answer:
+        """What can be exported from the selection, from the lookup process."""
+        adapter, model = exportform.source_of(self.context, window, adapters)
+        return self.offers.ask(again=again, adapter=adapter, model=model)
 
     def _empty(self) -> Html:
         t = self.t
@@ -151,8 +156,8 @@ class ExportPage:
 
     def _start(self, window: Window) -> None:
         adapters = self.library.listing()
-        answer = self.offers.ask(**exportform.values_of(self.context, window, adapters))
+        answer = self._ask_offers(window, adapters)
         if answer.value is None:
             raise SpecError(as_message(self.t("export.checking")))
-        started = exportform.begin(self.context, window, adapters, Offers.from_json(answer.value))
+        started = exportform.start(self.context, window, adapters, Offers.from_json(answer.value))
         window.state(ExportState).shown = started.name

@@ -92,7 +92,7 @@ class ModelPage:
         self.all = [self.head, self.downloads, self.here, self.catalogue]
         context.on_show("model", self._show, [*self.all, self.search_box, self.words, self.results])
         context.on_tick("model", self._tick, self.all)
-        context.on_tick(None, self._settle, [])
+        context.on_tick(None, self._select_finished, [])
         for trigger in (self.add.click, self.path.submit):
             context.on(trigger, self._add_own, [self.path, self.copy], [*self.all, self.path])
         for trigger in (self.ask.click, self.words.submit):
@@ -247,7 +247,7 @@ class ModelPage:
         state = window.state(ModelState)
         state.waiting = tuple(dict.fromkeys((*state.waiting, job.name)))
 
-    def _settle(self, window: Window) -> None:
+    def _select_finished(self, window: Window) -> None:
         """Select the model of each finished download that this window started."""
         state = window.state(ModelState)
         for name in state.waiting:

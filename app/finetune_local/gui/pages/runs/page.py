@@ -108,7 +108,7 @@ class RunsPage:
         import gradio as gr
 
         t, rows, state = self.t, self.listing.all(patience), window.state(RunsState)
-        found = self._looked_at(window, rows)
+        found = self._open_runs(window, rows)
         listed = not found
         if window.shared.runs_view == "compare" and found:
             main = compare.drawn(self.context, found, state.look)
@@ -133,7 +133,7 @@ class RunsPage:
             changed[self.tools] = gr.update(visible=tools)
         return changed
 
-    def _looked_at(self, window: Window, rows: Sequence[RunFacts]) -> list[tuple[Run, RunFacts]]:
+    def _open_runs(self, window: Window, rows: Sequence[RunFacts]) -> list[tuple[Run, RunFacts]]:
         """The runs that are shown instead of the list, without those that no longer exist."""
         view = window.shared.runs_view
         names: Sequence[Any] = (

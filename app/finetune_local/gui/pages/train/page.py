@@ -97,7 +97,7 @@ class TrainPage:
             [self.subject, self.goals, self.summary, *controls],
             latest=True,
         )
-        context.on(self.start.click, self._begin, [self.name, *controls], everything)
+        context.on(self.start.click, self._start_pressed, [self.name, *controls], everything)
         context.on(self.head.click, self._act, None, [*everything, context.nav])
         context.on(self.state.click, self._act, None, [*everything, context.nav])
         context.on_notice("train.anyway", lambda window, _value: self._start(window, force=True), everything)
@@ -240,7 +240,7 @@ class TrainPage:
             **dict(zip(self.form.listed(), placeholders, strict=True)),
         }
 
-    def _begin(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
+    def _start_pressed(self, window: Window, name: str, *values: Any) -> dict[Any, Any]:
         window.shared.form = self.form.read(values, setup.method_key(window))
         window.shared.run_name = name.strip()
         return self._start(window)
