@@ -19,30 +19,38 @@ class Sampling(Settings):
     """Settings of sampling."""
 
     temperature: float = setting(
-        0.7, help="0 always takes the likeliest token; higher is more varied.", group="sampling", ge=0, le=10
+        0.7,
+        help="0 always picks the most likely token; higher values give more varied answers.",
+        group="sampling",
+        ge=0,
+        le=10,
     )
     top_p: float = setting(
         0.95,
-        help="Draw from the likeliest tokens that together have this probability; 1 is off.",
+        help="Sample from the most likely tokens whose probabilities add up to this; 1 turns it off.",
         group="sampling",
         gt=0,
         le=1,
     )
-    top_k: int = setting(0, help="Draw from this many likeliest tokens; 0 is off.", group="sampling", ge=0)
+    top_k: int = setting(0, help="Sample from this many most likely tokens; 0 turns it off.", group="sampling", ge=0)
     min_p: float = setting(
         0.0,
-        help="Leave out tokens less likely than this share of the likeliest; 0 is off.",
+        help="Exclude tokens less likely than this share of the most likely one; 0 turns it off.",
         group="sampling",
         ge=0,
         le=1,
     )
     repetition_penalty: float = setting(
-        1.0, help="Above 1 makes tokens already in the text less likely; 1 is off.", group="sampling", gt=0, le=10
+        1.0,
+        help="Values above 1 make tokens already in the text less likely; 1 turns it off.",
+        group="sampling",
+        gt=0,
+        le=10,
     )
     seed: int | None = setting(
-        None, help="The same seed gives the same answer. Automatic: another one each time.", group="sampling", ge=0
+        None, help="The same seed gives the same answer. Automatic: a new one each time.", group="sampling", ge=0
     )
-    max_tokens: int = setting(512, help="Longest answer in tokens.", group="sampling", ge=1)
+    max_tokens: int = setting(512, help="Maximum length of an answer in tokens.", group="sampling", ge=1)
 
     def generator(self) -> np.random.Generator:
         """The random number generator for one answer."""

@@ -45,7 +45,7 @@ class ModelSettings(Settings):
     )
     precision: Precision | None = setting(
         None,
-        help="Precision in which the base is loaded. Automatic: bf16 where the device is fast at it, else fp32.",
+        help="Precision in which the base is loaded. Automatic: bf16 if the device is fast at it, else fp32.",
         group="model",
     )
     quantisation: Quantisation = setting(
@@ -54,7 +54,7 @@ class ModelSettings(Settings):
         group="model",
     )
     rope_factor: float = setting(
-        1.0, help="Stretch the context to this many times its length, by interpolated positions.", group="model", ge=1
+        1.0, help="Stretch the context to this many times its length, by position interpolation.", group="model", ge=1
     )
     context: int | None = setting(
         None, help="Stretch the context to this many tokens, instead of --rope-factor.", group="model", ge=8
@@ -69,18 +69,22 @@ class DataSettings(Settings):
     )
     validation_files: tuple[str, ...] = setting(
         (),
-        help="Separate validation data, instead of a split (repeatable).",
+        help="Separate validation data, instead of a split of the training data (repeatable).",
         group="data",
         flag="--validation-data",
         metavar="FILE",
     )
-    validation: float = setting(0.1, help="Share of conversations kept for validation.", group="data", ge=0, le=0.9)
-    format: str = setting("auto", help="Format of the rows; auto recognises it by content.", group="data")
+    validation: float = setting(0.1, help="Share of conversations held out for validation.", group="data", ge=0, le=0.9)
+    format: str = setting("auto", help="Format of the rows; auto detects it from the content.", group="data")
     template: Literal["chat", "raw"] = setting(
         "chat", help="chat: the model's chat template; raw: the texts unchanged.", group="data"
     )
     max_length: int | None = setting(
-        None, help="Longest row in tokens; longer ones lose their oldest turns.", group="data", ge=8, le=1_048_576
+        None,
+        help="Maximum length of a row in tokens; longer rows lose their oldest turns.",
+        group="data",
+        ge=8,
+        le=1_048_576,
     )
     limit: int | None = setting(None, help="Use at most this many rows.", group="data", ge=1)
     columns: tuple[str, ...] = setting(
@@ -92,7 +96,7 @@ class DataSettings(Settings):
     )
     assistant: str | None = setting(
         None,
-        help="The speaker whose turns are learned, where speakers have names. Automatic: none.",
+        help="The speaker whose turns are learned, if speakers have names. Automatic: none.",
         group="data",
         metavar="NAME",
     )
@@ -199,31 +203,32 @@ class TrainingSettings(Settings):
 
     epochs: float | None = setting(
         None,
-        help="Passes over the data. Automatic: 1 for big data to 10 for little.",
+        help="Passes over the data. Automatic: from 1 for large data sets to 10 for small ones.",
         group="training",
         common=True,
         gt=0,
     )
     max_steps: int | None = setting(
-        None, help="Optimizer steps in all, whatever --epochs says. Automatic: by the epochs.", group="training", ge=1
+        None,
+        help="Total number of optimizer steps; overrides --epochs. Automatic: from the epochs.",
+        group="training",
+        ge=1,
     )
     batch_size: int | None = setting(
         None, help="Conversations per optimizer step.", group="training", common=True, ge=1, le=65536
     )
     micro_batch_tokens: int | None = setting(
         None,
-        help="Most tokens (with padding) that are computed at once; does not change the result.",
+        help="Maximum number of tokens (with padding) computed at once; does not change the result.",
         group="training",
         ge=8,
     )
-    learning_rate: float | None = setting(
-        None, help="Highest learning rate.", group="training", common=True, gt=0, lt=10
-    )
+    learning_rate: float | None = setting(None, help="Peak learning rate.", group="training", common=True, gt=0, lt=10)
     schedule: Literal["constant", "linear", "cosine"] = setting(
-        "cosine", help="How the rate falls after warm-up.", group="training"
+        "cosine", help="How the learning rate falls after warm-up.", group="training"
     )
     warmup: float = setting(
-        0.03, help="Share of the steps in which the rate rises from zero.", group="training", ge=0, le=1
+        0.03, help="Share of the steps in which the learning rate rises from zero.", group="training", ge=0, le=1
     )
     weight_decay: float = setting(0.0, help="AdamW's decoupled weight decay.", group="training", ge=0, le=1)
     beta1: float = setting(0.9, help="AdamW's decay of the mean gradient.", group="training", ge=0, lt=1)
@@ -234,7 +239,8 @@ class TrainingSettings(Settings):
     )
     optimizer: OptimizerName = setting(
         "adamw",
-        help="AdamW. 8-bit: states in a quarter of the memory; paged: states that may leave a CUDA card when it is full.",
+        help="AdamW. 8-bit: optimizer states take a quarter of the memory; paged: they may be "
+        "moved off a CUDA card when it is full.",
         group="training",
     )
     gradient_checkpointing: bool | None = setting(
@@ -242,16 +248,18 @@ class TrainingSettings(Settings):
     )
     neftune_alpha: float = setting(
         0.0,
-        help="NEFTune: strength of the noise on embeddings in training, such as 5; 0 is off.",
+        help="NEFTune: strength of the noise on embeddings in training, such as 5; 0 turns it off.",
         group="training",
         ge=0,
     )
     attention: Literal["full", "shifted"] = setting(
-        "full", help="shifted: LongLoRA's groups in training, for long rows; answers see everything.", group="training"
+        "full",
+        help="shifted: LongLoRA's grouped attention in training, for long rows; answers use full attention.",
+        group="training",
     )
     attention_group: int | None = setting(
         None,
-        help="Positions in a group of --attention shifted. Automatic: a quarter of the longest row.",
+        help="Positions per group with --attention shifted. Automatic: a quarter of the longest row.",
         group="training",
         ge=2,
     )
@@ -259,19 +267,24 @@ class TrainingSettings(Settings):
         42, help="Seed of the split, the order, the initial weights and dropout.", group="training", ge=0, lt=2**31
     )
     validate_every: int | None = setting(None, help="Steps between validations.", group="training", ge=1)
-    validation_rows: int = setting(256, help="Most rows a validation during training looks at.", group="training", ge=1)
+    validation_rows: int = setting(
+        256, help="Maximum number of rows in a validation during training.", group="training", ge=1
+    )
     checkpoint_every: int | None = setting(None, help="Steps between checkpoints.", group="training", ge=1)
-    keep_checkpoints: int = setting(2, help="Checkpoints kept beside the best one.", group="training", ge=1)
+    keep_checkpoints: int = setting(2, help="Checkpoints kept in addition to the best one.", group="training", ge=1)
     early_stopping: int | None = setting(
         None,
-        help="Stop after this many validations without a better loss; 0 never. Automatic: 4 if --goal is thorough.",
+        help="Stop after this many validations without a lower loss; 0 turns it off. Automatic: 4 "
+        "with --goal thorough.",
         group="training",
         ge=0,
     )
     sample_rows: int = setting(
         2, help="Validation prompts answered after each validation.", group="training", ge=0, le=20
     )
-    sample_tokens: int = setting(64, help="Most tokens of a sampled answer.", group="training", ge=1, le=4096)
+    sample_tokens: int = setting(
+        64, help="Maximum length of a sampled answer in tokens.", group="training", ge=1, le=4096
+    )
 
 
 class RunSpec(Settings):
@@ -286,7 +299,8 @@ class RunSpec(Settings):
     )
     goal: Goal = setting(
         "balanced",
-        help="What automatic values aim at: a quick first look, the usual, or twice as long and kept at its best.",
+        help="What automatic values aim for: a quick first look, the usual, or twice the time, "
+        "keeping the best checkpoint.",
         group="run",
     )
     model: ModelSettings = ModelSettings()

@@ -70,7 +70,7 @@ def _of_groups(table: str, kinds: list[type[Settings]]) -> Iterator[tuple[str, F
 def _objective_key() -> FieldInfo:
     """The choice of an objective as a field."""
     field: FieldInfo = setting(
-        DEFAULT_OBJECTIVE, help="What is minimised.", group="run", flag="--objective", common=True
+        DEFAULT_OBJECTIVE, help="What training minimises.", group="run", flag="--objective", common=True
     )
     field.annotation = Literal[tuple(objectives())]  # type: ignore[assignment]
     return field

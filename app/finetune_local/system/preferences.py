@@ -22,21 +22,21 @@ Theme = Literal["system", "light", "dark"]
 class Preferences(Settings):
     """All preferences."""
 
-    language: Language = setting("auto", help="Language of the window; auto: that of the system.", group="window")
-    theme: Theme = setting("system", help="Light, dark, or as the system is.", group="window")
-    notify: bool = setting(True, help="Tell on the desktop when a run or another long job has ended.", group="window")
+    language: Language = setting("auto", help="Language of the window; auto: the system's.", group="window")
+    theme: Theme = setting("system", help="Light, dark, or the system's.", group="window")
+    notify: bool = setting(
+        True, help="Show a desktop notification when a run or another long job has ended.", group="window"
+    )
     home: str = setting(
         "",
-        help="Folder for runs, models and adapters. Empty: the system's place for a program's data.",
+        help="Folder for runs, models and adapters. Empty: the system's folder for application data.",
         group="folders",
     )
     model_folders: tuple[str, ...] = setting(
-        (), help="Folders, on any drive, to look for models in.", group="folders", metavar="DIR"
+        (), help="Folders, on any drive, in which to search for models.", group="folders", metavar="DIR"
     )
-    exports: str = setting("", help="Folder that exports go to. Empty: exports in the home folder.", group="folders")
-    offline: bool = setting(
-        False, help="Never ask the network: nothing can be searched or downloaded.", group="network"
-    )
+    exports: str = setting("", help="Folder for exports. Empty: exports in the home folder.", group="folders")
+    offline: bool = setting(False, help="Never access the network: no searches, no downloads.", group="network")
 
 
 def load() -> Preferences:

@@ -46,7 +46,7 @@ class Adapter(Target):
 
     key = "adapter"
     title = "Adapter alone"
-    summary = "Small: for PEFT, vLLM, or Finetune Local on another computer. The base is needed beside it."
+    summary = "Small: for PEFT, vLLM, or Finetune Local on another computer. Needs the base model too."
     order = 40
     quants = (FOLDER, ZIP)
     quants_title = "Save as"

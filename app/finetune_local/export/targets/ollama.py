@@ -47,7 +47,7 @@ class Ollama(Target):
 
     key = "ollama"
     title = "Ollama"
-    summary = "A folder with GGUF and Modelfile, ready for one command."
+    summary = "A folder with a GGUF file and a Modelfile, ready to import with one command."
     order = 20
     quants = QUANTS
     folder_title = msg("a folder for Ollama")

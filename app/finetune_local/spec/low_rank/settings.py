@@ -36,12 +36,15 @@ class LowRankSettings(UpdateSettings):
     rank: int = setting(16, help="Width of the low-rank update.", group="method", ge=1, le=65536)
     rank_pattern: tuple[str, ...] = setting(
         (),
-        help="Another rank for some layers, such as q_proj=8 or layers.0.mlp.up_proj=32 (repeatable).",
+        help="A different rank for some layers, such as q_proj=8 or layers.0.mlp.up_proj=32 (repeatable).",
         group="method",
         metavar="NAME=RANK",
     )
     alpha_pattern: tuple[str, ...] = setting(
-        (), help="Another alpha for some layers, as --rank-pattern (repeatable).", group="method", metavar="NAME=ALPHA"
+        (),
+        help="A different alpha for some layers, as in --rank-pattern (repeatable).",
+        group="method",
+        metavar="NAME=ALPHA",
     )
     scaling: Literal["standard", "rslora"] = setting(
         "standard", help="alpha/rank, or rsLoRA's alpha/√rank, which suits high ranks.", group="method"
@@ -56,7 +59,7 @@ class LowRankSettings(UpdateSettings):
         flag="--init",
     )
     freeze_a: bool = setting(
-        False, help="Train B alone (LoRA-FA): less memory for activations.", group="method", flag="--freeze-a"
+        False, help="Train only B (LoRA-FA): less memory for activations.", group="method", flag="--freeze-a"
     )
     b_rate_ratio: float = setting(
         1.0,

@@ -26,7 +26,7 @@ class DpoSettings(ReferenceSettings):
 
     beta: float = setting(
         0.1,
-        help="DPO's β: how strongly the answers are kept near the base's; smaller moves further.",
+        help="DPO's β: how strongly answers are kept close to the base's; smaller values allow larger changes.",
         group="objective",
         gt=0,
     )

@@ -35,7 +35,7 @@ _NOMINAL = 1000
 class AdaLoraSettings(UpdateSettings):
     """Settings of AdaLoRA."""
 
-    init_rank: int = setting(12, help="Rank of every matrix before any is pruned.", group="method", ge=1, le=4096)
+    init_rank: int = setting(12, help="Rank of every matrix before pruning.", group="method", ge=1, le=4096)
     target_rank: int = setting(8, help="Mean rank at the end.", group="method", ge=1, le=4096)
     tinit: float = setting(
         0.1, help="Share of the steps before the first rank is pruned.", group="method", flag="--tinit", ge=0, lt=1
@@ -49,9 +49,9 @@ class AdaLoraSettings(UpdateSettings):
         lt=1,
     )
     delta_t: int = setting(1, help="Steps between two prunings.", group="method", ge=1)
-    importance_beta1: float = setting(0.85, help="Smoothing of the importance.", group="method", gt=0, lt=1)
+    importance_beta1: float = setting(0.85, help="Smoothing factor of the importance.", group="method", gt=0, lt=1)
     importance_beta2: float = setting(
-        0.85, help="Smoothing of the importance's uncertainty.", group="method", gt=0, lt=1
+        0.85, help="Smoothing factor of the importance's uncertainty.", group="method", gt=0, lt=1
     )
     orth_weight: float = setting(
         0.5, help="Weight of the penalty that keeps A's rows and B's columns orthogonal.", group="method", ge=0

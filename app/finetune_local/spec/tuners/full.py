@@ -172,7 +172,7 @@ PRESETS = (
     Preset(
         key="norms",
         title="Norms",
-        summary="Trains the factors of the layer norms and nothing else; works on a 4-bit base too.",
+        summary="Trains only the factors of the layer norms; works on a 4-bit base too.",
         paper="arXiv:2312.11420",
         defaults={"method.train_weights": "norms"},
     ),

@@ -341,7 +341,7 @@ PRESETS = (
     Preset(
         key="longlora",
         title="LongLoRA",
-        summary="LoRA on attention, whole embeddings and norms; long rows are trained in shifted groups.",
+        summary="LoRA on attention, full training of embeddings and norms; long rows are trained in shifted groups.",
         paper="arXiv:2309.12307",
         defaults={
             "method.targets": ("attention",),

@@ -153,7 +153,7 @@ PRESETS = (
     Preset(
         key="vera",
         title="VeRA",
-        summary="LoRA with frozen random matrices that all layers share; trains two vectors per layer, merges.",
+        summary="LoRA with frozen random matrices that all layers share; trains two vectors per layer, can be merged.",
         paper="arXiv:2310.11454",
         defaults={"method.rank": 256},
     ),
