@@ -239,8 +239,7 @@ class TrainingSettings(Settings):
     )
     optimizer: OptimizerName = setting(
         "adamw",
-        help="AdamW. 8-bit: optimizer states take a quarter of the memory; paged: they may be "
-        "moved off a CUDA card when it is full.",
+        help="AdamW. 8-bit: states take a quarter of the memory; paged: states may leave a CUDA card when it is full.",
         group="training",
     )
     gradient_checkpointing: bool | None = setting(

@@ -44,8 +44,7 @@ class ReferenceSettings(Settings):
 
     cache_reference: bool = setting(
         False,
-        help="Compute the reference's log-probabilities once and store them in the run, instead of "
-        "computing them in every step.",
+        help="Compute the reference once and store its log-probabilities in the run, instead of in every step.",
         group="objective",
     )
 
