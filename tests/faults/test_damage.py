@@ -22,7 +22,7 @@ from finetune_local.system.checksums import SUMS
 from finetune_local.system.errors import AdapterError, DamagedRun, DataError
 from finetune_local.system.paths import Home
 from finetune_local.training import multi_adapter
-from finetune_local.training.checkpoints import base_weights, checkpoint
+from finetune_local.training.checkpoints import checkpoint, restore
 from finetune_local.training.events import Event, Note
 from finetune_local.training.loop import Loop
 from finetune_local.training.run_folder import runs
@@ -324,7 +324,7 @@ def test_a_run_does_not_go_on_upon_other_weights(half: Run, whole: Run, home: Ho
 
 @pytest.mark.parametrize("text", [None, "{", '{"whole": true}', "[]"])
 def test_a_run_that_does_not_know_its_base_goes_on(half: Run, whole: Run, home: Home, text: str | None) -> None:
-    file = half.folder / base_weights.FILE
+    file = half.folder / restore.BASE_FILE
     if text is None:
         file.unlink()  # an older version's
     else:

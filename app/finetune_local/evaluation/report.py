@@ -13,10 +13,10 @@ from typing import Any
 from finetune_local.adapters.companions import trained_raw
 from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.readers.read import reading
-from finetune_local.evaluation import compare, fewshot
+from finetune_local.evaluation import compare
 from finetune_local.evaluation.compare import Comparison, Condition, Interval, difference
 from finetune_local.evaluation.metrics import DEFAULT, Metric, loss_metric, metrics, text_metrics
-from finetune_local.evaluation.rows import Row, Template, collect, usable
+from finetune_local.evaluation.rows import Row, Template, collect, draw, usable
 from finetune_local.inference.engine import Opened
 from finetune_local.models.folder import sha256_of
 from finetune_local.spec.run import DataSettings
@@ -189,7 +189,7 @@ def evaluate(
     folder = opened.adapters[adapter] if adapter else None
     template = choices.template or ("raw" if folder is not None and trained_raw(folder) else "chat")
     rows, rejected = _rows(opened, choices, folder, template, note)
-    examples = fewshot.draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
+    examples = draw(rows, choices.few_shot, choices.seed, choices.examples, folder)
     scored = examples.scored[: choices.limit]
     comparison = compare.run(
         opened,

@@ -1,4 +1,8 @@
-"""Rows to evaluate on: conversations whose last answer is the reference, their ids for a model, and suggestions for a chat."""
+"""Rows to evaluate on: conversations whose last answer is the reference, and their ids for a model.
+
+Also the examples of the few-shot base (the base with k solved rows in its prompt), and suggestions for a chat. Examples come from a
+file that the user names, else from the adapter's training data, else from the evaluated rows, which are then not scored.
+"""
 
 from __future__ import annotations
 
@@ -11,49 +15,15 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
-from finetune_local.adapters.library import run_folder
+from finetune_local.adapters.library import run_folder, run_tables
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.dataset.prepare import CONVERSATIONS, conversations
-from finetune_local.system.errors import DataError
+from finetune_local.system.errors import DataError, SpecError
 from finetune_local.system.files import stamp
 from finetune_local.system.messages import message_of, msg
 
 if TYPE_CHECKING:
     from finetune_local.data.tokenizers.tokenizer import Tokenizer
-
-
-MOST = 60
-
-
-@dataclass(frozen=True)
-class Example:
-    """A held-out question, suggested in a chat: with its system prompt ("" for none) and its reference answer."""
-
-    question: str
-    system: str
-    reference: str
-
-
-def examples(adapter: Path) -> tuple[Example, ...]:
-    """Held-out questions of the run that produced an adapter; empty if there is no run or its rows are not single questions."""
-    run = run_folder(adapter)
-    data = run / "data" if run is not None else None
-    return () if data is None else _read(data, stamp(data, CONVERSATIONS))
-
-
-@lru_cache(maxsize=16)
-def _read(data: Path, _stamp: object) -> tuple[Example, ...]:
-    try:
-        rows, _ = collect(conversations(data, limit=MOST))
-    except (DataError, OSError):
-        return ()  # these are suggestions: a damaged file must not stop a chat
-    found = []
-    for row in rows:
-        turns = [message for message in row.prompt if message.role != "system"]
-        if len(turns) == 1 and turns[0].role == "user" and turns[0].content.strip():
-            system = "\n".join(message.content for message in row.prompt if message.role == "system")
-            found.append(Example(turns[0].content, system, row.reference))
-    return tuple(found)
 
 
 Template = Literal["chat", "raw"]
@@ -176,3 +146,105 @@ def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: T
     conversation = Conversation((*prompt, Message("assistant", row.reference)), row.source)
     (encoded,) = encode(conversation, tokenizer, template, max_length=2**30)
     return EncodedRow(prompt_ids(prompt, tokenizer, template), encoded.ids, encoded.mask, len(examples))
+
+
+POOL = 2000
+"""Examples are drawn from this many rows at the start of a file."""
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The examples, the rows to score, and a phrase for the examples' source."""
+
+    shown: list[Row]
+    scored: list[Row]
+    origin: str
+
+
+def draw(rows: Sequence[Row], count: int, seed: int, file: Path | None, adapter: Path | None) -> Examples:
+    """Draw `count` examples that are not among the scored rows; deterministic given the seed. Raises SpecError, DataError."""
+    from finetune_local.data.readers.read import read, reading
+
+    if count == 0:
+        return Examples([], list(rows), "")
+    data = run_tables(adapter).get("data", {}) if adapter is not None else {}
+    settings = reading(data)
+    if file is not None:
+        shown = _draw(_unseen(read([file], settings), rows), count, seed)
+        if len(shown) < count:
+            raise SpecError(
+                msg(
+                    "--examples {file}: only {rows} usable rows that are not evaluated themselves, but --few-shot is "
+                    "{number}. Lower it or give a larger file.",
+                    file=file,
+                    rows=len(shown),
+                    number=count,
+                )
+            )
+        return Examples(shown, list(rows), msg("drawn from {file}", file=file))
+    if adapter is not None:
+        files = [Path(name) for name in data.get("files", ()) if Path(name).is_file()]
+        if files:
+            shown = _draw(_unseen(read(files, settings), rows), count, seed)
+            if len(shown) == count:
+                return Examples(shown, list(rows), msg("drawn from the data the adapter was trained on"))
+    if len(rows) <= count:
+        raise SpecError(
+            msg(
+                "--few-shot {number}: the data has {rows} rows, and examples are not scored. Give more rows, a lower "
+                "number (0 turns it off), or --examples FILE.",
+                number=count,
+                rows=len(rows),
+            )
+        )
+    picked = sorted(int(i) for i in np.random.default_rng(seed).choice(len(rows), count, replace=False))
+    scored = [row for i, row in enumerate(rows) if i not in picked]
+    return Examples(
+        [rows[i] for i in picked], scored, msg("{number} rows of the data itself, which are not scored", number=count)
+    )
+
+
+def _unseen(items: Iterable[Conversation | Rejected], scored: Sequence[Row]) -> list[Row]:
+    known = {row.key for row in scored}
+    pool, _ = collect(items, POOL)
+    return [row for row in pool if row.key not in known]
+
+
+def _draw(pool: Sequence[Row], count: int, seed: int) -> list[Row]:
+    chosen = np.random.default_rng(seed).permutation(len(pool))[:count]
+    return [pool[int(i)] for i in chosen]
+
+
+MOST_SUGGESTED = 60
+"""The most rows of a run that are suggested as questions."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A held-out question, suggested in a chat: with its system prompt ("" for none) and its reference answer."""
+
+    question: str
+    system: str
+    reference: str
+
+
+def examples(adapter: Path) -> tuple[Example, ...]:
+    """Held-out questions of the run that produced an adapter; empty if there is no run or its rows are not single questions."""
+    run = run_folder(adapter)
+    data = run / "data" if run is not None else None
+    return () if data is None else _suggestions(data, stamp(data, CONVERSATIONS))
+
+
+@lru_cache(maxsize=16)
+def _suggestions(data: Path, _stamp: object) -> tuple[Example, ...]:
+    try:
+        rows, _ = collect(conversations(data, limit=MOST_SUGGESTED))
+    except (DataError, OSError):
+        return ()  # these are suggestions: a damaged file must not stop a chat
+    found = []
+    for row in rows:
+        turns = [message for message in row.prompt if message.role != "system"]
+        if len(turns) == 1 and turns[0].role == "user" and turns[0].content.strip():
+            system = "\n".join(message.content for message in row.prompt if message.role == "system")
+            found.append(Example(turns[0].content, system, row.reference))
+    return tuple(found)

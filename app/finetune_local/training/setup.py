@@ -24,7 +24,7 @@ from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 from finetune_local.training import calibration, reference
 from finetune_local.training.check import check_before_loading, device_for, facts_for, plan_for, tuner_key
-from finetune_local.training.checkpoints import base_weights, checkpoint, restore
+from finetune_local.training.checkpoints import checkpoint, restore
 from finetune_local.training.checkpoints.checkpoint import Loaded, LoopState
 from finetune_local.training.events import Event, Note, Phase
 from finetune_local.training.run_folder.runs import Run
@@ -70,7 +70,7 @@ def make_ready(run: Run, home: Home, beside: Ready | None = None) -> Iterator[Ev
     backend, _ = port.choose(spec.backend)
     yield Phase(name=msg("loading the model"))
     model = resolve_for(spec.model, home, lambda _text, _done: None)
-    yield from base_weights.same_as_begun(run, model, beside.run if beside is not None else None)
+    yield from restore.same_as_begun(run, model, beside.run if beside is not None else None)
     tokenizer = Tokenizer.load(model.path)
     spec = yield from _row_length(run, spec, model)
     data = yield from restore.open_data(

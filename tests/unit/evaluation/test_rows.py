@@ -8,8 +8,7 @@ import pytest
 
 from finetune_local.data.conversation import Conversation, Message, Rejected, RowRejected, Source
 from finetune_local.data.tokenizers.tokenizer import Tokenizer
-from finetune_local.evaluation.fewshot import draw
-from finetune_local.evaluation.rows import Row, collect, encode_row, row_of, usable, with_examples
+from finetune_local.evaluation.rows import Row, collect, draw, encode_row, row_of, usable, with_examples
 from finetune_local.system.errors import SpecError
 
 HERE = Source("f.jsonl", 1)

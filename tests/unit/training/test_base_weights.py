@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from finetune_local.training.checkpoints import base_weights
-from finetune_local.training.checkpoints.base_weights import weights_of
+from finetune_local.training.checkpoints import restore
+from finetune_local.training.checkpoints.restore import weights_of
 
 
 def changed(file: Path, at: int) -> Path:
@@ -28,8 +28,8 @@ def test_every_byte_counts(tmp_path: Path, size: int) -> None:
 
 
 def test_of_a_large_base_a_sample_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base_weights, "WHOLE", 0)
-    monkeypatch.setattr(base_weights, "_PLACE_BYTES", 16)
+    monkeypatch.setattr(restore, "WHOLE", 0)
+    monkeypatch.setattr(restore, "_PLACE_BYTES", 16)
     file = tmp_path / "model.safetensors"
     file.write_bytes(bytes(64 * 160))
     before = weights_of([file])

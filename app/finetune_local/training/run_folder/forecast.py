@@ -5,8 +5,8 @@ all of the data, may settle on other values.
 
 Duration. A token costs about 4 floating-point operations per weight of the blocks if the base is frozen (2 forward, 2 backward to the
 activations), 6 if its weights are trained (2 more for their gradients), and 2 more for each other forward pass: gradient
-checkpointing, the reference of an objective (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, count the 6). Machines reach different shares of their peak, so the measured pace of an earlier run on
-this machine is preferred to arithmetic.
+checkpointing, the reference of an objective (Kaplan et al. 2020, arXiv:2001.08361, section 2.1, count the 6). Machines reach
+different shares of their peak, so the measured pace of an earlier run on this machine is preferred to arithmetic.
 """
 
 from __future__ import annotations
