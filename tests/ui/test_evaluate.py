@@ -28,13 +28,13 @@ def test_from_the_form_to_the_verdict(stocked: Home, start_app: Callable[..., Ap
     app = start_app(stocked)
     page = app.open("evaluate")
     expect(page.locator("#evaluate-adapter option:checked")).to_have_text(RUN)
-    expect(page.locator("#evaluate-setup")).to_contain_text("12 rows, 3 answers to each")
+    expect(page.locator("#evaluate-setup")).to_contain_text("12 rows, 3 answers per row")
     page.fill("#evaluate-limit", "3")
     page.locator("#evaluate-limit").blur()
-    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 3 answers to each")
+    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 3 answers per row")
     page.fill("#evaluate-few-shot", "0")
     page.locator("#evaluate-few-shot").blur()
-    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 2 answers to each")
+    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 2 answers per row")
     page.click("#evaluate-setup [data-do=start]")
     job = page.locator("#evaluate-work .card.job")
     expect(job).to_contain_text(RUN)
@@ -64,7 +64,7 @@ def test_a_file_that_is_not_there_is_a_sentence(stocked: Home, start_app: Callab
         {"name": "my rows.jsonl", "mimeType": "application/json", "buffer": b'{"prompt": "a", "completion": "b"}\n'},
     )
     expect(page.locator("#evaluate-file-field")).to_have_value(str(stocked.data / "my rows.jsonl"))
-    expect(page.locator("#evaluate-setup")).to_contain_text("1 row, 3 answers to it")
+    expect(page.locator("#evaluate-setup")).to_contain_text("1 row, 3 answers")
 
 
 def test_rows_one_by_one(stocked: Home, start_app: Callable[..., App]) -> None:

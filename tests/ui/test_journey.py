@@ -133,7 +133,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     app.go(page, "evaluate")
     page.fill("#evaluate-limit", "3")
     page.locator("#evaluate-limit").blur()
-    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 3 answers to each")
+    expect(page.locator("#evaluate-setup")).to_contain_text("3 rows, 3 answers per row")
     page.click("#evaluate-setup [data-do=start]")
     expect(page.locator("#evaluate-main .verdict")).to_be_visible(timeout=6 * MINUTES)
     expect(page.locator("#evaluate-main .scores tbody tr")).to_have_count(3)

@@ -170,7 +170,7 @@ def forget(folder: Path, as_json: bool) -> None:
 
 
 @command.command("login")
-@click.option("--token", prompt="Token", hide_input=True, help="The hub's access token; asked for without this.")
+@click.option("--token", prompt="Token", hide_input=True, help="The hub's access token; prompted for if omitted.")
 @json_option
 def login(token: str, as_json: bool) -> None:
     """Store an access token for gated models in the system's keyring."""

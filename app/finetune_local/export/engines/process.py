@@ -116,7 +116,7 @@ def run_receiver(worker: Path, needs: Sequence[str], request: Request) -> Receiv
 
 
 def read_reply(folder: Path, code: int, output: str) -> ReceiverReply:
-    """The reply a script wrote into `folder`; `code` is the exit code of its process and `said` its output."""
+    """The reply a script wrote into `folder`; `code` is the exit code of its process and `output` its output."""
     try:
         reply = read_json_object(folder / "reply.json")
     except (OSError, ForeignTextError):

@@ -39,7 +39,7 @@ F32, F16, BF16 = Limits(1e-3, 0.05), Limits(2e-3, 0.05), Limits(2e-2, 0.25)
 class ReceiverCheck:
     """The result for one receiving program: passed; or None, not checked, with the reason.
 
-    False: it differs for a reason no export can change, which `reason` gives. A fault of the export itself is not a result but raises
+    False: it differs for a reason no export can change, which `reason` states. A fault of the export itself is not a result but raises
     the verification's error.
     """
 
