@@ -14,7 +14,7 @@ from finetune_local.adapters import identity, library, manage
 from finetune_local.adapters.companions import trained_raw
 from finetune_local.backend import Device
 from finetune_local.cli.main import main
-from finetune_local.inference.engine import _held
+from finetune_local.inference.engine import _precision
 from finetune_local.system import checksums, paths
 from finetune_local.system.errors import AdapterError, DiskFull
 from made import made_adapter
@@ -115,7 +115,7 @@ def test_a_damaged_run_json_does_not_keep_its_adapter_from_being_used(stocked: p
     (folder.parent / "run.json").write_text(json.dumps(values), "utf-8")
     assert library.details("订单 1", folder, "run").facts.files == []
     assert library.base_of(folder) and not trained_raw(folder)
-    assert _held(None, [folder], Device("cpu", "cpu", "", 2**30, False)) == ("fp32", "auto")
+    assert _precision(None, [folder], Device("cpu", "cpu", "", 2**30, False)) == ("fp32", "auto")
 
 
 def test_a_folder_and_a_zip_are_imported_alike(stocked: paths.Home, tiny: Path, tmp_path: Path) -> None:
