@@ -143,7 +143,9 @@ def test_answers_side_by_side_and_what_can_be_done_with_them(stocked: Home, star
     expect(page.locator("#chat-said .answer.chosen h2")).to_have_text("Base model")
     page.click(".who summary")
     page.click(".who-list li:has-text('诗人') [data-do=only]")
-    expect(page.locator(".who [role=status]")).to_contain_text(re.compile(r"诗人 answers now, swapped in [\d.]+ ms"))
+    expect(page.locator(".who [role=status]")).to_contain_text(
+        re.compile(r"Now answering: 诗人 \(swapped in [\d.]+ ms\)")
+    )
     page.keyboard.press("Escape")
     ask(page, "and now?\n第二行")
     expect(page.locator("#chat-said .exchange").nth(1).locator(".answer h2")).to_have_text("诗人")

@@ -125,7 +125,7 @@ def test_from_the_model_to_the_export(backend: str, start_app: Callable[..., App
     page.locator("#chat-who [data-do=toggle]").first.click()  # the adapter alone, and no model is loaded again
     expect(page.locator("#chat-who summary")).not_to_contain_text("Base model")
     expect(page.locator("#chat-who [role=status]")).to_contain_text(
-        re.compile(rf"{name} answers now, swapped in [\d.]+ ms")
+        re.compile(rf"Now answering: {name} \(swapped in [\d.]+ ms\)")
     )
     ask("One small soup for here.")
     expect(said.locator("article.answer .tools")).to_have_count(3, timeout=3 * MINUTES)
