@@ -130,7 +130,7 @@ def follow_several(begun: Sequence[Run], home: paths.Home, as_json: bool) -> Non
             try:
                 follow.raise_for(end, run)
             except FinetuneError as error:
-                named = isinstance(error, Stopped) or any(f"run '{other.name}': " in str(error) for other in begun)
+                named = isinstance(error, Stopped) or error.message.values.get("run") in {other.name for other in begun}
                 problems.append(error if named else type(error)(msg("run '{run}': {error}", run=run.name, error=error)))
     if problems:
         # An error counts for more than a stop by the user; one that ended all runs is reported once.

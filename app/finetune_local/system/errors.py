@@ -85,6 +85,12 @@ class SpecError(UserError):
     """A setting is unknown, out of bounds, or contradicts another."""
 
 
+class UnknownName(SpecError):
+    """A setting, method or objective that this version does not have; a newer one may."""
+
+    code = "SpecError"
+
+
 class DataError(UserError):
     """A data file cannot be used."""
 

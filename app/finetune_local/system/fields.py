@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticKnownError
 
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import SpecError, UnknownName
 from finetune_local.system.messages import Message, join_messages, message_of, msg, quoted
 
 
@@ -100,12 +100,14 @@ def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> st
 def parse(kind: type[S], values: Mapping[str, Any], where: str) -> S:
     """Validate plain values as settings of `kind`.
 
-    Raises SpecError with one sentence per problem, all at once; `where` names the place ("[training]").
+    Raises SpecError with one sentence per problem, all at once, UnknownName if one of them is an unknown setting. `where`
+    names the place ("[training]").
     """
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        raise SpecError(join_messages("\n", sentences(error, kind, where))) from None
+        unknown = any(problem["type"] == "extra_forbidden" for problem in error.errors())
+        raise (UnknownName if unknown else SpecError)(join_messages("\n", sentences(error, kind, where))) from None
 
 
 def sentences(error: ValidationError, kind: type[BaseModel], where: str) -> list[Message]:

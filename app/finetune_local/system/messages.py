@@ -121,14 +121,6 @@ def join_messages(separator: str, parts: Iterable[str]) -> Message:
     return Message(separator.join(f"{{{name}}}" for name in values), values)
 
 
-def templates_in(message: Message) -> Iterator[str]:
-    """The template of a message and those of the messages in it."""
-    yield message.template
-    for value in message.values.values():
-        if isinstance(value, Message):
-            yield from templates_in(value)
-
-
 def parts(text: str) -> list[str]:
     """The parts that + and join_messages() combined, without separators; any other text is a single part."""
     if not (isinstance(text, Message) and text.values and all(name.startswith("part") for name in text.values)):

@@ -18,7 +18,7 @@ from finetune_local.cli import train as train_verb
 from finetune_local.cli.train import follow_to_the_end
 from finetune_local.runtime import start
 from finetune_local.spec.run import parse_spec
-from finetune_local.system.errors import DiskFull, SpecError, Stopped, WorkerDied
+from finetune_local.system.errors import DamagedRun, DiskFull, SpecError, Stopped, WorkerDied
 from finetune_local.system.paths import Home
 from finetune_local.training import worker
 from finetune_local.training.checkpoints import checkpoint
@@ -145,6 +145,17 @@ def test_a_damaged_run_json_is_a_sentence(home: Home) -> None:
     run = new(home)
     (run.folder / "run.json").write_text("{", "utf-8")
     with pytest.raises(SpecError, match=r"run\.json"):
+        _ = run.spec
+
+
+@pytest.mark.parametrize(
+    "unknown", [{"method": {"key": "later"}}, {"objective": "later"}, {"training": {"later": 1}}, {"later": 1}]
+)
+def test_what_only_a_newer_version_knows_is_not_called_a_mistake(home: Home, unknown: dict[str, object]) -> None:
+    run = new(home)
+    file = run.folder / "run.json"
+    file.write_text(json.dumps({**json.loads(file.read_text("utf-8")), **unknown}), "utf-8")
+    with pytest.raises(DamagedRun, match="newer version"):
         _ = run.spec
 
 

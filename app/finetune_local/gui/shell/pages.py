@@ -79,7 +79,9 @@ def page_showing(kind: str) -> str:
 
 def solution(t: Strings, error: FinetuneError) -> Html | None:
     """A button to the page where the user can solve an error; None if there is no such page. See Context.solution."""
-    page = next((page for page in pages().values() if type(error) in page.solves), None)
+    # The nearest class counts: a page that solves ModelError also solves ModelNotFound.
+    places = {kind: page for page in pages().values() for kind in page.solves}
+    page = next((places[kind] for kind in type(error).__mro__ if kind in places), None)
     return button(t("errors.go_to", page=t(page.title)), "go", page.key, kind="small") if page else None
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from finetune_local.gui.shell.context import Context
 
 STATUSES = (Status.RUNNING, Status.FINISHED, Status.PAUSED, Status.FAILED, Status.QUEUED)
+DAMAGED = "damaged"
+"""The filter for damaged runs: damage is no status, and a run of any status may have it."""
 MOST_COMPARED = 6
 """The most runs in one chart, which is the number of colours."""
 
@@ -67,9 +69,14 @@ def searched(t: Strings, row: RunFacts) -> str:
     return " ".join(map(str, words))
 
 
+def _has(row: RunFacts, status: str) -> bool:
+    """Whether a filter lets a run through: "" lets all, a status those that have it, DAMAGED those that are damaged."""
+    return row.damaged if status == DAMAGED else status in ("", row.status)
+
+
 def chosen(t: Strings, rows: Sequence[RunFacts], place: Place, status: str, method: str) -> list[RunFacts]:
     """The rows that match the search and the filters, sorted."""
-    filtered = [row for row in rows if status in ("", row.status) and method in ("", row.method)]
+    filtered = [row for row in rows if _has(row, status) and method in ("", row.method)]
     return lists.ordered(lists.matching(filtered, place.search, lambda row: searched(t, row)), columns(t), place)
 
 

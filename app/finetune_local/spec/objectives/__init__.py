@@ -15,7 +15,7 @@ import numpy as np
 
 from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.ops import NUMPY, Ops
-from finetune_local.system.errors import SpecError
+from finetune_local.system.errors import UnknownName
 from finetune_local.system.fields import Settings, declared, did_you_mean, setting
 from finetune_local.system.messages import msg
 
@@ -149,10 +149,10 @@ def objectives() -> Mapping[str, Objective]:
 
 
 def objective_named(key: str) -> Objective:
-    """The objective called `key`, with default settings. Raises SpecError naming the known ones."""
+    """The objective called `key`, with default settings. Raises UnknownName with the known ones."""
     known = objectives()
     if key not in known:
-        raise SpecError(
+        raise UnknownName(
             msg(
                 "there is no objective '{name}'.{did_you_mean} Known: {names}.",
                 name=key,

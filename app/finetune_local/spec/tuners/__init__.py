@@ -23,7 +23,7 @@ import numpy as np
 
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
-from finetune_local.system.errors import AdapterError, SpecError
+from finetune_local.system.errors import AdapterError, SpecError, UnknownName
 from finetune_local.system.fields import Settings, declared, did_you_mean, parse
 from finetune_local.system.messages import Message, msg
 
@@ -317,10 +317,10 @@ def recommended() -> tuple[Preset, ...]:
 
 
 def preset_named(key: str) -> Preset:
-    """The preset called `key`. Raises SpecError listing the known ones."""
+    """The preset called `key`. Raises UnknownName with the known ones."""
     known = presets()
     if key not in known:
-        raise SpecError(
+        raise UnknownName(
             msg(
                 "there is no method '{name}'.{did_you_mean} Known methods: {names}.",
                 name=key,

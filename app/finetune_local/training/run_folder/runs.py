@@ -33,11 +33,11 @@ from finetune_local.runtime.process_folder import ProcessFolder
 from finetune_local.spec.config_file import explicit_tables
 from finetune_local.spec.run import RunSpec, as_tables, parse_spec
 from finetune_local.system import trash
-from finetune_local.system.errors import DamagedRun, SpecError, typed
+from finetune_local.system.errors import DamagedRun, SpecError, UnknownName, typed
 from finetune_local.system.fields import did_you_mean
 from finetune_local.system.files import ASIDE, disk_full, stamp, sweep, sweep_abandoned, sync, write_text
 from finetune_local.system.files import remove as remove_files
-from finetune_local.system.messages import msg, templates_in
+from finetune_local.system.messages import msg
 from finetune_local.system.paths import Home, bad_name, located
 from finetune_local.system.trash import Removed
 from finetune_local.system.untrusted.text import ForeignTextError, read_json_object
@@ -100,13 +100,10 @@ class Run(ProcessFolder):
             raise SpecError(
                 msg("{path}: cannot be read ({error}). The run cannot be resumed.", path=path, error=error)
             ) from error
-        except SpecError as error:
-            # "there is no setting, method or objective of this name": a newer version may have it.
-            if any(template.startswith("there is no ") for template in templates_in(error.message)):
-                raise DamagedRun(
-                    msg("{error}\nIf a newer version wrote this run, update to resume it.", error=error)
-                ) from error
-            raise
+        except UnknownName as error:
+            raise DamagedRun(
+                msg("{error}\nIf a newer version wrote this run, update to resume it.", error=error)
+            ) from error
 
     @property
     def made_from(self) -> str | None:

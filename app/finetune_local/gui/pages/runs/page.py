@@ -12,7 +12,6 @@ from finetune_local.gui.shell.pages import set_up_like
 from finetune_local.gui.widgets import leftovers, lists, parts, runlist
 from finetune_local.gui.widgets.html import Html
 from finetune_local.gui.widgets.lists import Place
-from finetune_local.runtime.status import Status
 from finetune_local.system.errors import SpecError
 from finetune_local.system.messages import as_message
 from finetune_local.training.run_folder import follow, runs
@@ -77,12 +76,15 @@ class RunsPage:
         state = window.state(RunsState)
         state.editing = False
         t, rows = self.t, self.listing.all()
-        statuses = [status for status in runlist.STATUSES if any(row.status == status for row in rows)]
         methods = sorted({row.method for row in rows if row.method})
-        if state.status not in runlist.STATUSES:  # also "damaged", which older versions filtered by
+        filters = {str(status): t(f"runs.status_{status}") for status in runlist.STATUSES}
+        filters[runlist.DAMAGED] = t("runs.damaged")
+        if state.status not in filters:
             state.status = ""
         status, method = state.status, state.method
-        statuses += [Status(status)] if status and status not in statuses else []
+        offered = [
+            key for key in filters if key == status or runlist.chosen(t, rows, Place("run", down=False), key, "")
+        ]
         methods += [method] if method and method not in methods else []
         drawn = self._draw(window, whole=True)
         search = self._place(window).search  # read last: the user may be typing in it
@@ -90,7 +92,7 @@ class RunsPage:
             **drawn,
             **({self.search: search} if window.lacks("runs-search", search) else {}),
             self.status: gr.update(
-                choices=[(t("runs.any_status"), ""), *((t(f"runs.status_{key}"), key) for key in statuses)],
+                choices=[(t("runs.any_status"), ""), *((filters[key], key) for key in offered)],
                 value=status,
             ),
             self.method: gr.update(
