@@ -107,7 +107,7 @@ def test_a_run_its_chat_and_its_exports(
     np.testing.assert_allclose(opened.session.logits(LONG), trained, atol=1e-5)
     bare = open_chat(home, str(tiny), [], backend=backend.name, precision="fp32")
     assert bare.model.context_length == 512
-    with pytest.raises(AdapterError, match=r"stretched by 2.*begin with this adapter alone"):
+    with pytest.raises(AdapterError, match=r"stretched by 2.*start with this adapter alone"):
         bare.load(str(run.adapter))
 
     base = ModelFolder.open(tiny).stretched(rope_factor_of(run.adapter))

@@ -115,7 +115,7 @@ def test_numbers_rates_and_refusals(tiny: Path) -> None:
     assert trainable_parameters(plan_of(tiny, "norms")) == lora + NORMS
     lr_multipliers = tuner_of(plan).lr_multipliers(plan)
     assert lr_multipliers[EMBEDDING] == 0.5 and len(lr_multipliers) == 1 + 5
-    with pytest.raises(SpecError, match=r"copied and trained whole.*Leave out"):
+    with pytest.raises(SpecError, match=r"copied and trained in full.*Remove --also-train"):
         plan_of(tiny, "embeddings", targets=["embed_tokens", "attention"])
     with pytest.raises(SpecError):
         plan_of(tiny, "heads")

@@ -73,7 +73,7 @@ def edit(folder: Path, **fields: Any) -> Path:
     [
         ({"model_file": "code.py"}, "its own code"),
         ({"quantization_config": {"quant_method": "gptq"}}, "already quantised"),
-        ({"num_hidden_layers": 3}, "says 3 blocks"),
+        ({"num_hidden_layers": 3}, "declares 3 blocks"),
     ],
 )
 def test_folders_that_cannot_be_used_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
@@ -89,12 +89,12 @@ def test_code_beside_a_family_that_is_built_in_is_left_alone(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("family", ["no_such_family", "../llama", "olmo3"])
 def test_families_that_were_not_checked_are_refused(tmp_path: Path, family: str) -> None:
-    with pytest.raises(Unsupported, match=r"have not been proven.*llama, mistral"):
+    with pytest.raises(Unsupported, match=r"have not been verified.*llama, mistral"):
         MLX.load(edit(tiny_model(tmp_path), model_type=family), "fp32", "cpu")
 
 
 def test_an_activation_that_mlx_lm_does_not_have_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Unsupported, match="asks for relu"):
+    with pytest.raises(Unsupported, match="this one needs relu"):
         MLX.load(edit(tiny_model(tmp_path), hidden_act="relu"), "fp32", "cpu")
 
 

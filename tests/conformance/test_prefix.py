@@ -205,7 +205,7 @@ def test_a_prefix_takes_its_place_in_the_context(tiny: Path) -> None:
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 504}}, "test")
     assert tuner_of(plan_for(spec, model)).virtual_tokens(plan_for(spec, model)) == 504
     spec = parse_spec({"method": {"key": "prefix", "prefix_length": 505}}, "test")
-    with pytest.raises(SpecError, match=r"takes 505 positions .* reads at most 512.* Lower --prefix-length"):
+    with pytest.raises(SpecError, match=r"uses 505 positions .* reads at most 512.* Lower --prefix-length"):
         plan_for(spec, model)
 
 

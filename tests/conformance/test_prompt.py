@@ -102,7 +102,7 @@ def test_where_a_prompt_begins(tiny: Path) -> None:
     prompts = begin(prompt_members=3)
     assert prompts.shape == (3, N, HIDDEN) and len(np.unique(prompts.reshape(-1, HIDDEN), axis=0)) > 2 * N
     np.testing.assert_array_equal(prompts[0], begin())
-    with pytest.raises(SpecError, match=r"--prompt-text ' ' has no tokens.*Give some words"):
+    with pytest.raises(SpecError, match=r"--prompt-text ' ' has no tokens.*Write some words"):
         begin(prompt_text=" ")
 
 
@@ -335,7 +335,7 @@ def test_a_prompt_longer_than_the_context_is_refused_before_loading(
         if length == 504:
             check.check_before_loading(spec, home, lambda *_: None)
             continue
-        with pytest.raises(SpecError, match=r"takes 505 positions.*reads at most 512.*Lower --prompt-length"):
+        with pytest.raises(SpecError, match=r"uses 505 positions.*reads at most 512.*Lower --prompt-length"):
             check.check_before_loading(spec, home, lambda *_: None)
 
 

@@ -175,7 +175,7 @@ def test_ia3_scales_what_it_is_told(tiny: Path) -> None:
         "model.layers.1.self_attn.q_proj": (64, 0),
         "model.layers.1.mlp.up_proj": (0, 128),
     }
-    with pytest.raises(SpecError, match=r"--target k_prok: no linear layer .* Did you mean 'k_proj'"):
+    with pytest.raises(SpecError, match=r"--target k_prok: this model has no linear layer .* Did you mean 'k_proj'"):
         plan_of(tiny, "ia3", targets=("k_prok",))
 
 
@@ -207,7 +207,7 @@ def test_an_adapter_of_another_base_is_refused(backend: Backend, tiny: Path, met
 
 @pytest.mark.parametrize(("name", "said"), [("down_prj", "down_proj"), ("up_proj", "--target too")])
 def test_inputs_that_are_not_among_the_layers_are_refused(tiny: Path, name: str, said: str) -> None:
-    with pytest.raises(SpecError, match=f"--ia3-input {name}: no layer.*{said}"):
+    with pytest.raises(SpecError, match=f"--ia3-input {name}: no trained layer.*{said}"):
         plan_of(tiny, "ia3", ia3_inputs=(name,))
     assert plan_of(tiny, "ia3", ia3_inputs=("up_proj",), targets=("up_proj",)).targets[0].in_features
 
