@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,19 +32,6 @@ class LlamaRefused(LlamaFailed):
 def available() -> bool:
     """Whether xllamacpp is installed; it is not imported."""
     return importlib.util.find_spec("xllamacpp") is not None
-
-
-@dataclass(frozen=True)
-class _Completion:
-    """What llama.cpp reports of one answer: tokens of the prompt, those found in its cache, whether an end token ended it.
-
-    `likeliest` has log-probabilities of the first token, likeliest first; empty unless requested with n_probs.
-    """
-
-    prompt_tokens: int
-    cached_tokens: int
-    stopped: bool
-    likeliest: dict[int, float]
 
 
 class LlamaCpp(Script):
@@ -95,35 +81,36 @@ class LlamaCpp(Script):
         """
         request: dict[str, Any] = {"prompt": prompt} if isinstance(prompt, str) else {"chat": list(prompt)}
         # Without the cache, which would keep equal tokens of an earlier prompt.
-        own = self._complete({**request, "cache_prompt": False}).prompt_tokens
+        own = int(self._complete({**request, "cache_prompt": False})["usage"]["prompt_tokens"])
         second = self._complete({"prompt": [*ids, ids[0]], "cache_prompt": True})
-        return own, min(second.cached_tokens, len(ids))
+        return own, min(int(second["timings"]["cache_n"]), len(ids))
 
     def likeliest(self, ids: Sequence[int], count: int) -> dict[int, float]:
-        """Log-probabilities (over the whole vocabulary) of the `count` likeliest next tokens, likeliest first."""
+        """Log-probabilities (over the whole vocabulary) of the `count` likeliest next tokens, likeliest first.
+
+        Raises LlamaFailed if the reply has no probabilities.
+        """
         # llama.cpp omits the probabilities if the sampled token ends inside a UTF-8 character. So a plain token is forced,
         # which changes the sampled token but not the reported probabilities.
         request = {"prompt": list(ids), "n_probs": count, "logit_bias": [[self._plain_token, _FORCE]]}
-        return self._complete(request).likeliest
+        logprobs = self._complete(request)["choices"][0].get("logprobs") or {}
+        first = next(iter(logprobs.get("content") or ()), {})
+        found = {int(other["id"]): float(other["logprob"]) for other in first.get("top_logprobs") or ()}
+        if not found:
+            raise LlamaFailed(msg("llama.cpp returned no probabilities."))
+        return found
 
     def stops(self, ids: Sequence[int], token: int) -> bool:
         """Whether llama.cpp ends the answer at a token that is forced on it."""
-        return self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]}).stopped
+        reply = self._complete({"prompt": list(ids), "n_predict": 2, "logit_bias": [[token, _FORCE]]})
+        return bool(reply["choices"][0]["finish_reason"] == "stop")
 
-    def _complete(self, request: Mapping[str, Any]) -> _Completion:
-        """Complete a prompt greedily; one token unless `n_predict` says otherwise."""
+    def _complete(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
+        """llama.cpp's reply to a prompt that is completed greedily; one token unless `n_predict` says otherwise."""
         fixed = {"n_predict": 1, "max_tokens": 1, "temperature": 0.0, "cache_prompt": True, "seed": 0}
         values = {**fixed, **request}
         values["max_tokens"] = values["n_predict"]
-        reply = self._send(values)
-        (choice,) = reply["choices"]
-        content = (choice.get("logprobs") or {}).get("content") or [{}]
-        return _Completion(
-            int(reply["usage"]["prompt_tokens"]),
-            int(reply["timings"]["cache_n"]),
-            choice["finish_reason"] == "stop",
-            {int(other["id"]): float(other["logprob"]) for other in content[0].get("top_logprobs", ())},
-        )
+        return self._send(values)
 
     def _send(self, request: Mapping[str, Any]) -> Mapping[str, Any]:
         """llama.cpp's reply to a request. Raises LlamaFailed, LlamaRefused."""
