@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -151,3 +152,29 @@ def test_a_chat_with_tools_and_thoughts_can_be_rendered() -> None:
     template = GuardedTemplate(text, {})
     told = template.render_chat(chat, tools=[{"name": "é"}], day=date(2021, 3, 4))
     assert told == '[{"name": "é"}]t|c|[{"id": 1}]2021-03-04'
+
+
+@pytest.mark.parametrize(
+    ("reply", "known"),
+    [
+        ({"knows_system": True, "knows_tool": True, "after_answer": "</s>"}, (True, True, "</s>")),
+        ({"knows_system": True, "knows_tool": True, "after_answer": "</s>", "more": 1}, (True, True, "</s>")),
+        ({"knows_system": True, "knows_tool": True, "after_answer": None}, (True, True, None)),
+        ({"knows_system": True}, (False, False, None)),
+        ({"knows_system": "yes", "knows_tool": True, "after_answer": None}, (False, False, None)),
+        ({"knows_system": True, "knows_tool": True, "after_answer": ["</s>"]}, (False, False, None)),
+        ({"text": "of another request"}, (False, False, None)),
+    ],
+)
+def test_facts_of_a_child_that_was_tampered_with_are_not_believed(
+    reply: dict[str, Any], known: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Child:
+        limits = Limits(2.0, 2**30)
+
+        def ask(self, request: object, setup: object, *, answering: float) -> dict[str, Any]:
+            return reply
+
+    monkeypatch.setattr(guarded_template, "_child", Child())
+    template = GuardedTemplate(GOOD, {})
+    assert (template.knows_system, template.knows_tool, template.after_answer()) == known

@@ -104,7 +104,7 @@ class GuardedTemplate:
     def _facts_of_template(self) -> TemplateFacts:
         if self._facts is None:
             try:
-                self._facts = TemplateFacts(**self._request({"do": "facts"}))
+                self._facts = _template_facts(self._request({"do": "facts"}))
             except RowRejected:
                 # A template that does not end with a chat of two words is not tried again.
                 self._failed = max(self._failed, _PATIENCE)
@@ -133,6 +133,14 @@ class GuardedTemplate:
 
 def _plain(messages: Sequence[Message]) -> list[list[str]]:
     return [[m.role, m.content] for m in messages]
+
+
+def _template_facts(reply: Mapping[str, Any]) -> TemplateFacts:
+    """The child's reply to "facts"; unknown keys are ignored. Raises RowRejected: the template may have tampered with the child."""
+    system, tool, after = (reply.get(name) for name in ("knows_system", "knows_tool", "after_answer"))
+    if not isinstance(system, bool) or not isinstance(tool, bool) or not isinstance(after, str | None):
+        raise RowRejected(msg("the model's chat template returned an invalid reply"))
+    return TemplateFacts(system, tool, after)
 
 
 def _rendered(reply: Mapping[str, Any]) -> Rendered:
