@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from finetune_local.cli.common import emit, home_option, json_option, note, table
 from finetune_local.system import paths
 from finetune_local.system.errors import typed
+
+if TYPE_CHECKING:
+    from finetune_local.training.run_folder.facts import RunFacts
 
 ORDER = 10
 
@@ -204,11 +209,13 @@ def _list(home: paths.Home, as_json: bool) -> None:
         note(f"no runs yet in {home.runs}. Begin with: finetune-local --data my.jsonl")
     else:
         columns = ("run", "status", "method", "model", "steps", "last_loss", "validation_loss", "changed")
-        shown = [{**row.printed, "status": f"{row.status} (damaged)" if row.damaged else row.status} for row in rows]
-        table([c.replace("_", " ") for c in columns], [[_cell(row.get(c)) for c in columns] for row in shown])
+        table([c.replace("_", " ") for c in columns], [[_cell(row, c) for c in columns] for row in rows])
 
 
-def _cell(value: object) -> str:
+def _cell(row: RunFacts, column: str) -> str:
+    value = getattr(row, column)
+    if column == "status" and row.damaged:
+        return f"{value} (damaged)"
     return "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
 
 

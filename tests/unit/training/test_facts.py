@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -103,3 +104,37 @@ def test_damaged_and_foreign_things_do_not_break_the_list(home: Home) -> None:
     assert not told["good"].damaged
     assert "run.json" in (told["cut"].problem or "")
     assert [event.kind for event in good.history()] == ["note"]
+
+
+def test_what_is_printed_is_derived_from_the_facts(home: Home) -> None:
+    run = new(home, "a")
+    summary = {
+        "run": "an earlier name",
+        "last_loss": 0.5,
+        "cpu_seconds": 3.0,
+        "of a later version": [1],
+        "order": 7,
+        "extras": 8,
+    }
+    run.append(Finished(reason="r", summary=summary))
+    found = facts.facts_of(run)
+    printed = found.as_json()
+    begin = [
+        "run",
+        "status",
+        "folder",
+        "changed",
+        "changed_time",
+        "method",
+        "objective",
+        "model",
+        "backend",
+        "precision",
+    ]
+    later = ["last_loss", "cpu_seconds", "of a later version", "order", "extras"]
+    assert list(printed) == [*begin, "steps", "max_steps", "files", *later]
+    assert printed["run"] == "a" and printed["files"] == ["/d/订单.jsonl"]
+    assert {name: printed[name] for name in later} == {name: summary[name] for name in later}
+    assert set(found.extras) == set(later) - {"last_loss"}, "a value is not kept twice"
+    changed = replace(found, last_loss=0.25, model="another").as_json()
+    assert (changed["last_loss"], changed["model"]) == (0.25, "another") and list(changed) == list(printed)

@@ -64,29 +64,36 @@ class RunFacts:
     peak_memory_bytes: int | None = None
     adapter: str | None = None
     """Its folder."""
-    printed: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    """The values of `--json` in its order: facts that are known, and those that only a later version knows."""
+    extras: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Values that `--json` prints beside the fields, among them those that only a later version knows."""
+    order: tuple[str, ...] = field(default=(), repr=False)
+    """The keys of `--json` in its order: names of fields and of extras."""
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> RunFacts:
         """The facts from the values of `--json`, with a Status as "status", and with "killed" and "damaged" where they are true."""
         known = {name: values[name] for name in _FIELDS & values.keys()}
-        return cls(**{**known, "files": tuple(values.get("files", ()))}, printed=values)
+        return cls(
+            **{**known, "files": tuple(values.get("files", ()))},
+            extras={name: value for name, value in values.items() if name not in _FIELDS},
+            order=tuple(name for name in values if name not in ("killed", DAMAGED)),
+        )
 
     @property
     def steps_done(self) -> int | None:
         """Steps that the run has done."""
         if self.step is not None:
             return self.step
-        return self.steps if "first_loss" in self.printed else None
+        return self.steps if "first_loss" in self.order else None
 
     def as_json(self) -> dict[str, object]:
         """What `--json` prints; see Status for the words that differ."""
         word = DAMAGED if self.damaged else ProcessState(self.status, self.killed).as_json()
-        return {key: value for key, value in {**self.printed, "status": word}.items() if key not in ("killed", DAMAGED)}
+        values = {**vars(self), "status": word, "files": list(self.files), **self.extras}
+        return {name: values[name] for name in self.order}
 
 
-_FIELDS = frozenset(one.name for one in dataclasses.fields(RunFacts)) - {"printed"}
+_FIELDS = frozenset(one.name for one in dataclasses.fields(RunFacts)) - {"extras", "order"}
 
 
 class _Keyed(BaseModel):
