@@ -38,7 +38,13 @@ def _print(report: MachineReport) -> None:
         ["memory", f"{megabytes(report.memory_bytes)}, {megabytes(report.memory_free_bytes)} free now"],
         ["home", f"{report.home} ({megabytes(report.disk_free_bytes)} free; {whose})"],
     ]
-    rows += [[f"device of {d.backend}", f"{d.id}: {d.name}, {megabytes(d.memory_bytes)}"] for d in report.devices]
+    rows += [
+        [
+            f"device of {found.backend}",
+            f"{found.device.id}: {found.device.name}, {megabytes(found.device.memory_bytes)}",
+        ]
+        for found in report.devices
+    ]
     rows += [["NVIDIA card", f"{c.name}, {megabytes(c.memory_bytes)}, driver {c.driver}"] for c in report.nvidia_cards]
     rows += [[f"no {name}", b.missing] for name, b in report.backends.items() if b.missing]
     rows.append(["versions", ", ".join(f"{name} {version}" for name, version in report.versions.items())])

@@ -12,7 +12,7 @@ from finetune_local.system.messages import message_of, msg
 from finetune_local.system.paths import Home
 
 if TYPE_CHECKING:
-    from finetune_local.backend import Backend
+    from finetune_local.backend import Backend, Device
     from finetune_local.system.machine import Card, Machine
 
 LIBRARIES = (
@@ -31,14 +31,14 @@ ENOUGH_DISK, ENOUGH_MEMORY = 5_000_000_000, 4_000_000_000
 
 @dataclass(frozen=True)
 class FoundDevice:
-    """A device, and the key of the backend that can use it; see backend.Device."""
+    """A device, and the key of the backend that can use it."""
 
     backend: str
-    id: str
-    kind: str
-    name: str
-    memory_bytes: int
-    fast_bf16: bool
+    device: Device
+
+    def as_json(self) -> dict[str, object]:
+        """The backend, then the fields of the device."""
+        return {"backend": self.backend, **asdict(self.device)}
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class BackendReport:
     versions: Mapping[str, str]
     devices: list[FoundDevice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, object]:
+        """The fields by name."""
+        return {**vars(self), "devices": [device.as_json() for device in self.devices]}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,12 @@ class MachineReport:
 
     def as_json(self) -> dict[str, object]:
         """What `doctor --json` prints."""
-        return asdict(self)
+        return {
+            **vars(self),
+            "devices": [device.as_json() for device in self.devices],
+            "nvidia_cards": [asdict(card) for card in self.nvidia_cards],
+            "backends": {name: report.as_json() for name, report in self.backends.items()},
+        }
 
 
 def examine(requested: str, home: Home) -> MachineReport:
@@ -117,13 +126,15 @@ def examine(requested: str, home: Home) -> MachineReport:
 def _examine_backend(backend: Backend) -> BackendReport:
     """Examine one backend. A broken installation (a library that does not load) is reported, not raised."""
     missing, versions = backend.missing(), backend.versions()
-    if missing is not None:
-        return BackendReport(missing, versions)
-    try:
-        devices = [FoundDevice(backend.name, **asdict(device)) for device in backend.devices()]
-        return BackendReport(None, versions, devices, list(backend.notes()))
-    except (ImportError, OSError, RuntimeError) as error:
-        return BackendReport(msg("it is installed but does not work: {error}", error=error), versions)
+    devices: list[FoundDevice] = []
+    notes: list[str] = []
+    if missing is None:
+        try:
+            devices += [FoundDevice(backend.name, device) for device in backend.devices()]
+            notes += backend.notes()
+        except (ImportError, OSError, RuntimeError) as error:
+            missing = msg("it is installed but does not work: {error}", error=error)
+    return BackendReport(missing, versions, devices, notes)
 
 
 def _notes(
@@ -131,7 +142,7 @@ def _notes(
 ) -> list[str]:
     """Advice: what to install, disk and memory that are short, a home that others can read."""
     notes: list[str] = []
-    kinds = {device.kind for report in reports.values() for device in report.devices}
+    kinds = {one.device.kind for report in reports.values() for one in report.devices}
     torch = reports.get("torch")
     if found.cards and "cuda" not in kinds and not (torch and torch.notes):
         notes.append(

@@ -156,6 +156,30 @@ def test_doctor_survives_a_backend_that_does_not_load(run: Any, monkeypatch: pyt
     assert all("libcudart" in (b["missing"] or "libcudart") for b in facts["backends"].values())
 
 
+def test_doctor_keeps_the_devices_of_a_backend_whose_notes_fail(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import asdict
+
+    from finetune_local.backend import backends
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no driver")
+
+    usable = {name: backend for name, backend in backends().items() if backend.missing() is None}
+    for backend in usable.values():
+        monkeypatch.setattr(type(backend), "notes", broken)
+    code, out, _ = run("doctor", "--json")
+    assert code == 0
+    facts = result(out)
+    expected = {
+        name: [{"backend": name, **asdict(one)} for one in backend.devices()] for name, backend in usable.items()
+    }
+    assert usable and all(expected.values())
+    assert {name: facts["backends"][name]["devices"] for name in usable} == expected
+    assert facts["devices"] == [device for name in facts["backends"] for device in expected.get(name, [])]
+    assert all("no driver" in facts["backends"][name]["missing"] for name in usable)
+    assert all(list(one) == ["missing", "versions", "devices", "notes"] for one in facts["backends"].values())
+
+
 def test_doctor_says_what_lies_idle(monkeypatch: pytest.MonkeyPatch, home: Home) -> None:
     import dataclasses
 
