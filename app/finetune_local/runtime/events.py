@@ -31,13 +31,22 @@ class Event:
     time: float = field(default_factory=time.time)
 
     def as_json(self) -> dict[str, Any]:
-        """The line of events.jsonl: the fields, and the kind under "event"."""
-        values = {"event": self.kind, **vars(self)}  # the values are plain; asdict() would copy each of them
-        return {name: value for name, value in values.items() if name not in self._omitted()}
+        """The line of events.jsonl: the fields, and the kind under "event". Changing it does not change the event."""
+        omitted = self._omitted()
+        return {"event": self.kind} | {
+            name: _copied(value) for name, value in vars(self).items() if name not in omitted
+        }
 
     def _omitted(self) -> Collection[str]:
         """Names of fields that this event's line does not have."""
         return ()
+
+
+def _copied(value: Any) -> Any:
+    """A plain JSON value whose objects and lists are copies. Faster than deepcopy(), and a run has thousands of events."""
+    if isinstance(value, Mapping):
+        return {key: _copied(one) for key, one in value.items()}
+    return [_copied(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 _CHOSEN = ("setting", "value", "replaced", "reason")
