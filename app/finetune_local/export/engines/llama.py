@@ -94,8 +94,8 @@ class LlamaCpp(Script):
         # which changes the sampled token but not the reported probabilities.
         request = {"prompt": list(ids), "n_probs": count, "logit_bias": [[self._plain_token, _FORCE]]}
         logprobs = self._complete(request)["choices"][0].get("logprobs") or {}
-        first = next(iter(logprobs.get("content") or ()), {})
-        found = {int(other["id"]): float(other["logprob"]) for other in first.get("top_logprobs") or ()}
+        content = logprobs.get("content") or [{}]
+        found = {int(other["id"]): float(other["logprob"]) for other in content[0].get("top_logprobs") or ()}
         if not found:
             raise LlamaFailed(msg("llama.cpp returned no probabilities."))
         return found
