@@ -248,7 +248,7 @@ class Backend(Protocol):
         ...
 
     def gaps(self) -> tuple[Gap, ...]:
-        """The values of settings that it does not support; see gaps.py of the backend."""
+        """The values of settings that it does not support; see GAPS in device.py of the backend."""
         ...
 
     def notes(self) -> list[Message]:

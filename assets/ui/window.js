@@ -1,5 +1,5 @@
 // The native window's own: what its menu does in the page, the keys that a browser has and a bare view lacks, links that lead
-// outside. desktop/window.py puts it into every page that loads. ASCII only: GTK counts a script's length in characters.
+// outside. gui/window/window.py puts it into every page that loads. ASCII only: GTK counts a script's length in characters.
 "use strict";
 (() => {
   if (window.ftlWindow) return;

@@ -52,7 +52,9 @@ def assert_is_bitsandbytes(weight: np.ndarray) -> None:
     np.testing.assert_array_equal(packed.scales, state.absmax.numpy())
     np.testing.assert_array_equal(packed.ranges, state.state2.absmax.numpy())
     assert packed.offset == state.offset.item()
-    state.shape = torch.Size((1, weight.size))  # its CPU kernel is right for whole blocks only: see torch/quantised.py
+    state.shape = torch.Size(
+        (1, weight.size)
+    )  # its CPU kernel is right for whole blocks only: see torch/base/quantised.py
     dense = bitsandbytes.functional.dequantize_4bit(codes, state).numpy().reshape(weight.shape)
     np.testing.assert_array_equal(nf4.dequantise(packed), dense)
 

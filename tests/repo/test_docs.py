@@ -92,6 +92,28 @@ def test_links_lead_somewhere(page: str) -> None:
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target} is not there"
 
 
+FOREIGN = {"convert_hf_to_gguf.py", "tokenization_utils_tokenizers.py", "tokenization_utils_base.py", "version.py"}
+"""Files of the libraries that our comments name."""
+
+
+def test_files_that_are_named_exist() -> None:
+    """Docs, comments and style sheets name modules by the end of their paths; a module that moved takes its name with it."""
+    folders = ("app", "backends", "tests", "packaging", "benchmarks", "assets")
+    there = [str(p.relative_to(ROOT)) for folder in folders for p in (ROOT / folder).rglob("*.py")]
+    readers = [
+        *(p for folder in ("app", "backends", "assets/ui", "docs") for p in (ROOT / folder).rglob("*")),
+        *(ROOT / name for name in (*READMES, "CONTRIBUTING.md")),
+    ]
+    lost = [
+        f"{page.relative_to(ROOT)}: {name}"
+        for page in readers
+        if page.suffix in (".py", ".md", ".css", ".js")
+        for name in re.findall(r"(?<![\w/.<>-])((?:[\w-]+/)*[a-z_]\w*\.py)\b", page.read_text("utf-8"))
+        if name.rpartition("/")[2] not in FOREIGN and not any(f"/{known}".endswith(f"/{name}") for known in there)
+    ]
+    assert lost == []
+
+
 @pytest.mark.parametrize("page", [*READMES, *(str(p.relative_to(ROOT)) for p in PAGES)])
 def test_commands_in_the_docs_exist(page: str) -> None:
     """Each `finetune-local VERB --option` in a code block names a verb and options that are there."""

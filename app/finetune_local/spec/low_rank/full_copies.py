@@ -23,7 +23,7 @@ KINDS = ("embeddings", "norms")
 """The kinds that can be trained. Copies of the head are read but not trained."""
 
 TOKEN_ROWS = ".token_adapter.trainable_tokens_delta"
-"""Suffix of PEFT's name for individually trained rows of a token table; adapters/fitted.py inserts them."""
+"""Suffix of PEFT's name for individually trained rows of a token table; adapters/token_tables.py inserts them."""
 
 NOT_TRAINED = (".base_layer.weight", ".original_module.weight", ".modules_to_save.weight")
 """Suffixes of tensors PEFT saves without having trained them: the base's own tables and duplicates."""
