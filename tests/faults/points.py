@@ -31,7 +31,7 @@ from finetune_local.system.errors import DiskFailed, DiskFull
 from finetune_local.system.paths import Home
 from finetune_local.training import worker
 from finetune_local.training.events import ENDS, Failed, Finished, Sample, Step, Validation
-from finetune_local.training.run_folder import check, runs
+from finetune_local.training.run_folder import runs, tidy
 from finetune_local.training.run_folder.runs import Run
 from tiny import tiny_model
 
@@ -82,7 +82,7 @@ def _lost(place: Path, how: str, number: int, wanted: dict[str, Any]) -> Iterato
     for _ in range(3):
         if run.status() != "finished":
             code = _child(run, log)
-    check.complete(run)
+    tidy.complete(run)
     found = outcome(run)
     for key, value in wanted.items():
         if found[key] != value:
@@ -94,7 +94,7 @@ def outcome(run: Run) -> dict[str, Any]:
     told = list(run.history())
     last = told[-1] if told else None
     summary = {k: v for k, v in last.summary.items() if k not in TIMES} if isinstance(last, Finished) else None
-    report = run.folder / check.REPORT
+    report = run.folder / tidy.REPORT
     return {
         "status": run.status(),
         "steps": {e.step: e.loss for e in told if isinstance(e, Step)},
@@ -107,7 +107,7 @@ def outcome(run: Run) -> dict[str, Any]:
         "checkpoints": _digests(run.checkpoints),
         "data": _digests(run.data),
         "left": sorted(path.name for path in run.folder.iterdir()),
-        "untidy": check.untidy(run),
+        "untidy": tidy.untidy(run),
         "checksums": {
             folder.name: checksums.problem(folder)
             for folder in (run.data, run.adapter, *sorted(run.checkpoints.glob("step-*")))

@@ -26,6 +26,8 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 FILE = "finetune_local.json"
 VOCABULARY = "vocabulary_sha256"
 """Extra key of the file: digest of the base's tokenizer without its chat template. Earlier versions did not write it."""
+_OWN = ("base", "run", "method", "created", "app_version")
+_MOST_BYTES = 2**20
 
 
 class _Base(BaseModel):
@@ -51,10 +53,6 @@ class _IdentityFile(BaseModel):
     step: Annotated[int, Field(ge=0, le=10**12)] | None = None
     extracted_from: dict[str, Any] | None = None
     vocabulary_sha256: str | None = None
-
-
-_OWN = ("base", "run", "method", "created", "app_version")
-_MOST_BYTES = 2**20
 
 
 @dataclass(frozen=True)

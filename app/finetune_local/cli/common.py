@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 from collections.abc import Callable
 from typing import TypeVar
 
+_CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t")
+PRECISIONS = ("fp32", "bf16", "8-bit", "4-bit")
+
 
 def console(stderr: bool = False) -> Console:
     """A rich console; writes plain text if the stream is not a terminal, and honours NO_COLOR."""
@@ -35,9 +38,6 @@ def stdin_text() -> TextIO:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin
-
-
-_CONTROL = dict.fromkeys(i for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t")
 
 
 def say(text: str) -> None:
@@ -86,8 +86,6 @@ def duration(seconds: float) -> str:
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PRECISIONS = ("fp32", "bf16", "8-bit", "4-bit")
 
 
 def home_option(function: F) -> F:

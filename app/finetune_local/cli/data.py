@@ -32,14 +32,13 @@ REJECTED_SHOWN = 10
 BAR_WIDTH = 40
 PREVIEW = 3
 
+READING = ("format", "columns", "assistant", "scrub", "template", "validation_files")
+"""Settings of how rows are read and encoded."""
+
 
 @click.group("data")
 def command() -> None:
     """Look at training data."""
-
-
-READING = ("format", "columns", "assistant", "scrub", "template", "validation_files")
-"""Settings of how rows are read and encoded."""
 
 
 @command.command("inspect")

@@ -31,7 +31,7 @@ def command(name: str | None, max_steps: int | None, home: str | None, as_json: 
     from finetune_local.system.errors import SpecError, typed
     from finetune_local.training.events import Finished
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.check import complete
+    from finetune_local.training.run_folder.tidy import complete
 
     place = paths.home(home)
     if name is None:

@@ -46,8 +46,8 @@ def show(outer: paths.Home, name: str, home: str | None, as_json: bool) -> None:
     from finetune_local.spec.run import as_tables
     from finetune_local.training.events import Step, Validation
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.check import complete_all
     from finetune_local.training.run_folder.facts import facts_of
+    from finetune_local.training.run_folder.tidy import complete_all
 
     run = runs.find(paths.home(home) if home else outer, name)
     complete_all([run])
@@ -198,8 +198,8 @@ def check(outer: paths.Home, name: str | None, repair: bool, home: str | None, a
 
 def _list(home: paths.Home, as_json: bool) -> None:
     from finetune_local.training.run_folder import runs
-    from finetune_local.training.run_folder.check import complete_all
     from finetune_local.training.run_folder.facts import all_facts
+    from finetune_local.training.run_folder.tidy import complete_all
 
     complete_all(runs.every(home))
     rows = all_facts(home)

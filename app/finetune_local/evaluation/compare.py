@@ -25,6 +25,8 @@ Values = npt.NDArray[np.float64]
 
 RESAMPLES = 4000
 LEVEL = 0.95
+SCORE_TOKENS = 2048  # per batch, padding included
+MOST_ANSWER_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,6 @@ def _draws(rows: int, seed: int) -> Iterator[npt.NDArray[np.int32]]:
     piece = max(1, min(RESAMPLES, 4_000_000 // max(1, rows)))
     for start in range(0, RESAMPLES, piece):
         yield rng.integers(0, rows, (min(piece, RESAMPLES - start), rows), dtype=np.int32)
-
-
-SCORE_TOKENS = 2048  # per batch, padding included
-MOST_ANSWER_TOKENS = 512
 
 
 @dataclass(frozen=True)

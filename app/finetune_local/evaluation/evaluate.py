@@ -17,6 +17,9 @@ from finetune_local.evaluation.rows import collect
 from finetune_local.inference.engine import open_chat
 from finetune_local.system.paths import Home
 
+MOST_COUNTED = 1000
+"""A file's rows are counted up to this number."""
+
 
 @dataclass(frozen=True)
 class Done:
@@ -53,10 +56,6 @@ def run(
     loading = time.monotonic() - started
     evaluation = evaluate(opened, choices, progress, note)
     return Done(evaluation, store.save(opened, choices, evaluation, loading))
-
-
-MOST_COUNTED = 1000
-"""A file's rows are counted up to this number."""
 
 
 def rows_of(adapter: Path | None, files: Sequence[Path], limit: int | None) -> tuple[int | None, bool]:

@@ -26,6 +26,9 @@ from finetune_local.system.messages import Message, join_messages, msg
 
 FEW_ROWS = 20
 
+RUN_ROWS = 100
+"""Validation rows of a run that are evaluated by default: on a CPU a few hundred take long."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -120,10 +123,6 @@ def _range(gain: Interval, metric: Metric) -> Message:
     if metric.is_loss:
         return msg("{low} to {high}", low=f"{-gain.high:+.3f}", high=f"{-gain.low:+.3f}")
     return msg("{low} to {high}", low=f"{gain.low * 100:+.1f}", high=f"{gain.high * 100:+.1f}")
-
-
-RUN_ROWS = 100
-"""Validation rows of a run that are evaluated by default: on a CPU a few hundred take long."""
 
 
 @dataclass(frozen=True)

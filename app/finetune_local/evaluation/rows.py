@@ -30,6 +30,11 @@ Template = Literal["chat", "raw"]
 
 EXAMPLE_END = "\n\n"
 
+POOL = 2000
+"""Examples are drawn from this many rows at the start of a file."""
+MOST_SUGGESTED = 60
+"""The most rows of a run that are suggested as questions."""
+
 
 @dataclass(frozen=True)
 class Row:
@@ -148,10 +153,6 @@ def _encode(row: Row, examples: Sequence[Row], tokenizer: Tokenizer, template: T
     return EncodedRow(prompt_ids(prompt, tokenizer, template), encoded.ids, encoded.mask, len(examples))
 
 
-POOL = 2000
-"""Examples are drawn from this many rows at the start of a file."""
-
-
 @dataclass(frozen=True)
 class Examples:
     """The examples, the rows to score, and a phrase for the examples' source."""
@@ -213,10 +214,6 @@ def _unseen(items: Iterable[Conversation | Rejected], scored: Sequence[Row]) -> 
 def _draw(pool: Sequence[Row], count: int, seed: int) -> list[Row]:
     chosen = np.random.default_rng(seed).permutation(len(pool))[:count]
     return [pool[int(i)] for i in chosen]
-
-
-MOST_SUGGESTED = 60
-"""The most rows of a run that are suggested as questions."""
 
 
 @dataclass(frozen=True)

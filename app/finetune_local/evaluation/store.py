@@ -37,6 +37,8 @@ KIND = "evaluation"
 """The kind of evaluations in the trash."""
 
 CONDITIONS = ("base", "few_shot", "tuned")
+Which = Literal["better", "worse", "all"]
+WHICH: tuple[Which, ...] = ("better", "worse", "all")
 ADVICE = msg("The evaluation was not saved. Free some space on it and evaluate again.")
 _LONGEST = 80
 
@@ -311,10 +313,6 @@ def _new_folder(home: Home, name: str) -> Path:
 def _stem(name: str) -> str:
     """A name as a valid folder name on every system."""
     return re.sub(r'[\x00-\x1f/\\:*?"<>|]+', "-", name).strip(" .")[:_LONGEST] or "model"
-
-
-Which = Literal["better", "worse", "all"]
-WHICH: tuple[Which, ...] = ("better", "worse", "all")
 
 
 def gains(saved: Saved, metric: Metric) -> list[float]:

@@ -25,6 +25,9 @@ from finetune_local.system.private import share
 
 UNCHECKED, FAILED = ".unchecked", ".failed"
 
+BASE = "base"
+"""Instead of an adapter: the model alone."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -190,10 +193,6 @@ def clean(out: Path) -> None:
     unchecked = out.with_name(out.name + UNCHECKED)
     for rubbish in (unchecked, *(unchecked.with_name(ASIDE + kind + unchecked.name) for kind in ("", "files-"))):
         remove(rubbish)
-
-
-BASE = "base"
-"""Instead of an adapter: the model alone."""
 
 
 @dataclass(frozen=True)

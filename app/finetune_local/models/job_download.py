@@ -30,6 +30,7 @@ from finetune_local.system.paths import Home, located
 
 _EVERY = 0.5
 _SLICE = 0.2
+_PATIENCE = 5.0
 
 
 def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[str, Any]:
@@ -70,7 +71,6 @@ def run(arguments: Mapping[str, Any], home: Home, report: Reporter) -> Mapping[s
 KIND = JobKind("download", run, resumable=True, text_arguments=("what",))
 
 
-_PATIENCE = 5.0
 _starting = threading.Lock()
 
 

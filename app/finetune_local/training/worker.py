@@ -21,8 +21,8 @@ from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 from finetune_local.training.checkpoints.checkpoint import RESUME
 from finetune_local.training.events import Event, Failed
-from finetune_local.training.run_folder.check import write_report
 from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.run_folder.tidy import write_report
 
 
 def work(runs: Sequence[Run], home: Home, release: Callable[[Run], None]) -> int:

@@ -27,7 +27,7 @@ from finetune_local.system.paths import Home
 from finetune_local.training.checkpoints import checkpoint
 from finetune_local.training.checkpoints.checkpoint import publish_checkpoint
 from finetune_local.training.events import Finished, Note, Validation
-from finetune_local.training.run_folder import check, runs
+from finetune_local.training.run_folder import check, runs, tidy
 from finetune_local.workspace import adapters
 
 PLAN = AdapterPlan("lora", "low_rank", LowRankSettings(rank=2), (Target("model.layers.0.mlp.up_proj", 4, 6),))
@@ -62,7 +62,7 @@ def run(home: Home) -> runs.Run:
     checksums.write(made.data)
     end = Finished(reason="all steps done", summary={"steps": 6, "mergeable": True, "first_loss": 1.5})
     made.append(end)
-    check.write_report(made, end)
+    tidy.write_report(made, end)
     return made
 
 
@@ -199,9 +199,9 @@ def test_what_a_kill_after_the_last_word_left_undone_is_done(run: runs.Run) -> N
     (run.folder / ".writing-report.md").write_text("half", "utf-8")
     (run.checkpoints / ".writing-gone-step-000001").mkdir()
     run.worker_file.write_text('{"pid": 1073741824, "started": 1.0}', "utf-8")
-    assert len(check.untidy(run)) == 5
+    assert len(tidy.untidy(run)) == 5
     assert len(check.check(run).findings) == 5
-    assert check.complete(run) and check.untidy(run) == []
+    assert tidy.complete(run) and tidy.untidy(run) == []
     assert "| mergeable | True |" in (run.folder / "report.md").read_text("utf-8")
     assert not run.worker_file.exists() and not list(run.checkpoints.glob(".writing-*"))
 
@@ -229,7 +229,7 @@ def test_looking_at_runs_does_it_too(run: runs.Run, home: Home) -> None:
 def test_a_report_that_the_user_changed_is_left_alone(run: runs.Run, home: Home) -> None:
     report = run.folder / "report.md"
     report.write_text(report.read_text("utf-8") + "\nMy own note.\n", "utf-8")
-    assert check.untidy(run) == []
+    assert tidy.untidy(run) == []
     assert CliRunner().invoke(cli, ["runs", "--home", str(home.root)]).exit_code == 0
     assert "My own note." in report.read_text("utf-8")
 
@@ -237,7 +237,7 @@ def test_a_report_that_the_user_changed_is_left_alone(run: runs.Run, home: Home)
 def test_a_report_of_an_earlier_end_is_written_anew(run: runs.Run) -> None:
     (run.folder / "report.md").write_text("of step 3", "utf-8")
     run.worker_file.write_text('{"pid": 1073741824, "started": 1.0}', "utf-8")
-    assert check.complete(run) == ["worker.json", "report.md"]
+    assert tidy.complete(run) == ["worker.json", "report.md"]
     assert "| mergeable | True |" in (run.folder / "report.md").read_text("utf-8")
 
 
@@ -253,9 +253,9 @@ def test_nothing_is_done_while_a_worker_has_the_run(run: runs.Run) -> None:
     assert held.stdout is not None and held.stdin is not None
     with held:
         assert held.stdout.readline() == "True\n"
-        assert check.complete(run) == [] and check.check(run, repair=True).findings == []
+        assert tidy.complete(run) == [] and check.check(run, repair=True).findings == []
         held.stdin.close()
-    assert check.complete(run) == ["report.md"]
+    assert tidy.complete(run) == ["report.md"]
 
 
 def test_the_verb(run: runs.Run, home: Home) -> None:

@@ -30,6 +30,10 @@ MOST_KEYS = 10_000
 
 _SKIP = 1 << 20
 
+_BAD = "\udcff"
+OPTIONAL = ("system", "history", "tools", "input", "label")
+"""Columns in which an empty cell means that the row has none."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -48,7 +52,6 @@ def _as_bad_byte(error: UnicodeError) -> tuple[str, int]:
     raise error
 
 
-_BAD = "\udcff"
 codecs.register_error("finetune_local.bad_byte", _as_bad_byte)
 
 
@@ -298,10 +301,6 @@ def _csv_row(names: list[str], cells: list[str]) -> dict[str, str] | Problem:
     if any(not cell.isascii() and any("\udc80" <= c <= "\udcff" for c in cell) for cell in cells):
         return Problem(NOT_UTF8)
     return {name: cell for name, cell in zip(names, cells, strict=True) if name and (cell or name not in OPTIONAL)}
-
-
-OPTIONAL = ("system", "history", "tools", "input", "label")
-"""Columns in which an empty cell means that the row has none."""
 
 
 def _csv_reason(error: str) -> Message:

@@ -20,6 +20,14 @@ from finetune_local.system.fields import declared, in_order
 DEFAULT = "exact"
 """The verdict's metric unless the user chooses another."""
 
+# Scripts without spaces between words: Han, kana, bopomofo, Southeast Asian scripts. Each character is a token.
+_UNSPACED = (
+    "\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+)
+_TOKEN = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
+_ARTICLES = frozenset({"a", "an", "the"})
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -61,15 +69,6 @@ def loss_metric() -> Metric:
 def compare_texts(answer: str, reference: str) -> dict[str, float]:
     """The text metrics of one answer, by key."""
     return {key: one.compare(answer, reference) for key, one in metrics().items() if one.compare is not None}
-
-
-# Scripts without spaces between words: Han, kana, bopomofo, Southeast Asian scripts. Each character is a token.
-_UNSPACED = (
-    "\u3005-\u3007\u3040-\u30ff\u3100-\u312f\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-)
-_TOKEN = re.compile(f"[{_UNSPACED}]|[^\\s{_UNSPACED}]+")
-_ARTICLES = frozenset({"a", "an", "the"})
 
 
 def normalise(text: str) -> str:

@@ -8,26 +8,6 @@ from typing import Any
 
 ChatMessage = Mapping[str, Any]
 
-
-@dataclass(frozen=True)
-class Chat:
-    """Messages and tools as programs pass them to a template; `plain`: without tools and thoughts."""
-
-    title: str
-    messages: Sequence[ChatMessage]
-    generation_prompt: bool = True
-    tools: Sequence[Mapping[str, Any]] | None = None
-    plain: bool = True
-
-
-def _user(text: str) -> ChatMessage:
-    return {"role": "user", "content": text}
-
-
-def _assistant(text: str, **more: Any) -> ChatMessage:
-    return {"role": "assistant", "content": text, **more}
-
-
 _SYSTEM: ChatMessage = {"role": "system", "content": "Answer in one line."}
 _TOOLS: Sequence[Mapping[str, Any]] = (
     {
@@ -48,6 +28,45 @@ _CALL: Mapping[str, Any] = {
     "type": "function",
     "function": {"name": "weather", "arguments": {"town": "Paris"}},
 }
+TEXTS: Sequence[str] = (
+    "The quick brown fox, 12345 times.\n\n  Indented — “quoted”.\tTab",
+    " leading and trailing spaces  ",
+    "中文和 English 混排。🙂 café",
+)
+CUTS: Sequence[str] = (
+    "Hello world",
+    " leading and trailing  ",
+    "two  spaces   three\tand a tab",
+    "lines\nbreak\n\ntwice\r\n\r\n    indented\n",
+    "def f(x):\n    return  x['a'] + 12345  # don't, we've, I'LL",
+    "中文和 English 混排，日本語も。한국어",
+    "emoji 🙂👩‍👩‍👧 and naïve café — “quotes”… €5.00",
+    "Привет, مرحبا, שלום, ไทย",
+    "A\u00a0b\u2003c ▁ <0x0A> [INST] hi [/INST] <s> </s> <|im_start|>",
+    "1 12 123 1234 12345678 3.14 1e-5",
+)
+"""Texts that tokenizers are known to split differently."""
+
+
+@dataclass(frozen=True)
+class Chat:
+    """Messages and tools as programs pass them to a template; `plain`: without tools and thoughts."""
+
+    title: str
+    messages: Sequence[ChatMessage]
+    generation_prompt: bool = True
+    tools: Sequence[Mapping[str, Any]] | None = None
+    plain: bool = True
+
+
+def _user(text: str) -> ChatMessage:
+    return {"role": "user", "content": text}
+
+
+def _assistant(text: str, **more: Any) -> ChatMessage:
+    return {"role": "assistant", "content": text, **more}
+
+
 CHATS: Sequence[Chat] = (
     Chat("a question", [_user("What is the capital of France?")]),
     Chat("a system text", [_SYSTEM, _user("Hi")]),
@@ -77,21 +96,3 @@ CHATS: Sequence[Chat] = (
         plain=False,
     ),
 )
-TEXTS: Sequence[str] = (
-    "The quick brown fox, 12345 times.\n\n  Indented — “quoted”.\tTab",
-    " leading and trailing spaces  ",
-    "中文和 English 混排。🙂 café",
-)
-CUTS: Sequence[str] = (
-    "Hello world",
-    " leading and trailing  ",
-    "two  spaces   three\tand a tab",
-    "lines\nbreak\n\ntwice\r\n\r\n    indented\n",
-    "def f(x):\n    return  x['a'] + 12345  # don't, we've, I'LL",
-    "中文和 English 混排，日本語も。한국어",
-    "emoji 🙂👩‍👩‍👧 and naïve café — “quotes”… €5.00",
-    "Привет, مرحبا, שלום, ไทย",
-    "A\u00a0b\u2003c ▁ <0x0A> [INST] hi [/INST] <s> </s> <|im_start|>",
-    "1 12 123 1234 12345678 3.14 1e-5",
-)
-"""Texts that tokenizers are known to split differently."""

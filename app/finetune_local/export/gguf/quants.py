@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 _ADVICE = " So few bits are too few for this model: choose q8_0 or f16."
 _Q5, _Q4 = Limits(0.3, None, _ADVICE), Limits(0.6, None, _ADVICE)
+_SMALL_BLOCK = 32
+_K_BLOCK = 256
+_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,10 +71,6 @@ QUANTS: tuple[GgufQuant, ...] = (
 """All that can be written, the default first."""
 
 BY_KEY: Mapping[str, GgufQuant] = {quant.key: quant for quant in QUANTS}
-
-_SMALL_BLOCK = 32
-_K_BLOCK = 256
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}
 
 
 def kind_of(name: str, shape: tuple[int, ...], quant: str, blocks: int, tied: bool) -> GGMLQuantizationType:

@@ -26,6 +26,9 @@ _COMPUTED_ELSEWHERE = (
     "attn.bias",
 )  # buffers of old checkpoints, not weights
 
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+"""Model families that can be written, with llama.cpp's name of each."""
+
 
 @dataclass(frozen=True)
 class GgufTensor:
@@ -148,10 +151,6 @@ def _llama3_factors(weights: MergedWeights) -> list[float]:
             smooth = (context / wavelength - low) / (high - low)
             result.append(1 / ((1 - smooth) / factor + smooth))
     return result
-
-
-ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-"""Model families that can be written, with llama.cpp's name of each."""
 
 
 def add_metadata(writer: Any, weights: MergedWeights, quant: str) -> None:

@@ -22,6 +22,20 @@ Render = Callable[[Sequence[Message], bool], str]
 
 _SYSTEM, _QUESTION, _ANSWER, _RESULT, _AGAIN = "sys-7c2e", "ask-41d9", "say-b60f", "got-93aa", "ask-e835"
 
+DAYS = (date(2021, 3, 4), date(2033, 11, 25))
+"""Two days on which a conversation must be rendered equally, since a TEMPLATE has no access to the date."""
+TOOLS: Sequence[Mapping[str, Any]] = (
+    {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Look a word up.",
+            "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
+        },
+    },
+)
+_CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up", "arguments": {"word": "数"}}}]
+
 
 class Template(Protocol):
     """Renders a conversation by the model's own template, with the start of the next answer, as transformers does on a given day."""
@@ -172,20 +186,6 @@ def _common(one: str, other: str) -> str:
 
 Chat = Sequence[Mapping[str, Any]]
 
-DAYS = (date(2021, 3, 4), date(2033, 11, 25))
-"""Two days on which a conversation must be rendered equally, since a TEMPLATE has no access to the date."""
-
-TOOLS: Sequence[Mapping[str, Any]] = (
-    {
-        "type": "function",
-        "function": {
-            "name": "look_up",
-            "description": "Look a word up.",
-            "parameters": {"type": "object", "properties": {"word": {"type": "string"}}, "required": ["word"]},
-        },
-    },
-)
-
 
 @dataclass(frozen=True)
 class Probe:
@@ -218,7 +218,6 @@ def _ordinary() -> list[Probe]:
 
 
 _USER_TURN, _ANSWER_TURN, _LATER_TURN = _turn("user", "a"), _turn("assistant", "b"), _turn("user", "c")
-_CALL = [{"type": "function", "id": "call12345", "function": {"name": "look_up", "arguments": {"word": "数"}}}]
 
 PROBES: Sequence[Probe] = (
     *_ordinary(),

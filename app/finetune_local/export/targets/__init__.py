@@ -31,6 +31,9 @@ from finetune_local.system.errors import DiskFull
 from finetune_local.system.files import free_bytes
 from finetune_local.system.messages import system_reason
 
+ADVICE = msg("No partial files were left. Free some space, or choose an --out on another disk.")
+_SPARE = 32 * 2**20
+
 
 @dataclass(frozen=True)
 class Quant:
@@ -185,10 +188,6 @@ def targets() -> Mapping[str, Target]:
 def receiver_names() -> tuple[str, ...]:
     """The programs that open exports in the verification, each once."""
     return tuple(dict.fromkeys(one.name for target in targets().values() for one in target.receivers))
-
-
-ADVICE = msg("No partial files were left. Free some space, or choose an --out on another disk.")
-_SPARE = 32 * 2**20
 
 
 def check_room(out: Path, size: int) -> None:

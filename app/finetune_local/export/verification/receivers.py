@@ -48,6 +48,13 @@ _OWN_HEAD = ("deepseek_v2", "deepseek_v3", "glm4", "glm4_moe", "nemotron_h", "ph
 _PATTERNED = ("cohere2", "gemma3", "gemma3_text")
 _WINDOWED = ("cohere2", "exaone4", "gemma3", "gemma3_text", "gemma4", "gemma4_text", "gpt_oss", "ministral3", "olmo3")
 
+# mlx's Linux wheels multiply matrices about 40 times slower than torch.
+_FEW = None if sys.platform == "darwin" else 2
+_ACCENTS = msg(
+    "llama.cpp does not combine letters and accents (NFC) as this tokenizer does: texts that write them "
+    "separately are tokenized differently"
+)
+
 
 def _no_limit(_: Mapping[str, Any]) -> str:
     return ""
@@ -116,8 +123,6 @@ def mlx_lm_note(config: Mapping[str, Any]) -> str:
 
 
 TRANSFORMERS = Program("transformers", _SCRIPTS / "open_with_transformers.py", ("torch", "transformers"))
-# mlx's Linux wheels multiply matrices about 40 times slower than torch.
-_FEW = None if sys.platform == "darwin" else 2
 MLX_LM = Program("mlx-lm", _SCRIPTS / "open_with_mlx_lm.py", ("mlx", "mlx_lm"), mlx_lm_limit, mlx_lm_note, _FEW)
 PROGRAMS: Sequence[Program] = (TRANSFORMERS, MLX_LM)
 
@@ -201,12 +206,6 @@ def receivers_of(programs: Sequence[Program]) -> tuple[Receiver, ...]:
 
 
 FOLDER_RECEIVERS = receivers_of(PROGRAMS)
-
-
-_ACCENTS = msg(
-    "llama.cpp does not combine letters and accents (NFC) as this tokenizer does: texts that write them "
-    "separately are tokenized differently"
-)
 
 
 def _open_gguf(out: Path, ground: Ground, check: ReceiverCheck) -> None:

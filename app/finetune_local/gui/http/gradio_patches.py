@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 logger = logging.getLogger("uvicorn.error")
+_STUB_WRITER = "gradio.component_meta"
 
 
 def restrain() -> None:
@@ -59,9 +60,6 @@ class _ShortTracebacks:
             traceback.print_exception(error)
         else:
             logger.warning("An event of the page could not be read: %s: %.200s", type(error).__name__, error)
-
-
-_STUB_WRITER = "gradio.component_meta"
 
 
 class _Loader(importlib.abc.Loader):

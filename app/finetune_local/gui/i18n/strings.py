@@ -34,6 +34,20 @@ DECLARED = ("catalog", "help", "methods", "metrics", "objectives", "quants", "ta
 Pair = tuple[str | None, str]
 """English and Chinese. The English is None if it is declared in the code."""
 
+_SEPARATORS: Mapping[str, str] = {
+    ": ": "：",
+    "; ": "；",
+    ", ": "、",
+    ". ": "。",
+    "? ": "？",
+    "! ": "！",
+    " (": "（",
+    "(": "（",
+    ")": "）",
+}
+"""Punctuation of templates without words, in English and Chinese."""
+_FULL_STOPS = ("。", "！", "？", "：", "；")
+
 
 @cache
 def table() -> Mapping[str, Pair]:
@@ -81,21 +95,6 @@ class Strings:
         """The string of a key; None if this language has none."""
         pair = table().get(key)
         return pair[self._column] if pair else None
-
-
-_SEPARATORS: Mapping[str, str] = {
-    ": ": "：",
-    "; ": "；",
-    ", ": "、",
-    ". ": "。",
-    "? ": "？",
-    "! ": "！",
-    " (": "（",
-    "(": "（",
-    ")": "）",
-}
-"""Punctuation of templates without words, in English and Chinese."""
-_FULL_STOPS = ("。", "！", "？", "：", "；")
 
 
 def sentence(t: Strings, source: str | BaseException) -> str:

@@ -21,6 +21,7 @@ from finetune_local.system.untrusted.text import ForeignTextError, read_json_obj
 
 _DEVICE = frozenset(field.name for field in fields(Device))
 _NEEDED = _DEVICE - {"fast_bf16"}
+_KEPT = 32
 
 
 class _Stored(BaseModel):
@@ -93,9 +94,6 @@ class MachineFacts:
         return next(
             (d for d in devices if requested in (d.id, d.kind)), devices[0] if devices and not requested else None
         )
-
-
-_KEPT = 32
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,9 @@ from finetune_local.system.private import user_umask
 
 _NO_CONSOLE = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _OPEN = "import sys, webbrowser; sys.exit(not webbrowser.open(sys.argv[1]))"
+_PAGE_PREFIX, _PAGE_SUFFIX = "finetune-local-", ".html"
+_PAGE_SECONDS = 60.0
+_SNAPS = Path("/snap")
 
 
 def browse(link: str, folder: Path) -> bool:
@@ -41,11 +44,6 @@ def open_address(address: str) -> bool:
     command = [sys.executable, "-P", "-c", _OPEN, address]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, check=False, umask=user_umask(), creationflags=_NO_CONSOLE)
     return done.returncode == 0
-
-
-_PAGE_PREFIX, _PAGE_SUFFIX = "finetune-local-", ".html"
-_PAGE_SECONDS = 60.0
-_SNAPS = Path("/snap")
 
 
 def launch_page_folder(folder: Path, snaps: Path = _SNAPS) -> Path:

@@ -54,6 +54,10 @@ _BLOCK_BYTES = {"fp32": 4.0, "bf16": 2.0, "8-bit": 1.0, "4-bit": 0.5625}
 _NF4_BYTES = 0.516
 _STATE_BYTES = {"adamw": 8, "paged-adamw": 8, "adamw-8bit": 2, "paged-adamw-8bit": 2}
 
+Word = Literal["fits", "tight", "too big"]
+WAYS = tuple((preset.key, cast("Precision", precision)) for preset in recommended() for precision in preset.estimated)
+"""Pairs of method and precision, the recommended methods first (Preset.estimated)."""
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -137,12 +141,6 @@ def _lowest(plan: AdapterPlan, blocks: int) -> int:
         elif is_embedding(target.module.removesuffix(".weight")):
             return 0
     return min(places, default=blocks)
-
-
-Word = Literal["fits", "tight", "too big"]
-
-WAYS = tuple((preset.key, cast("Precision", precision)) for preset in recommended() for precision in preset.estimated)
-"""Pairs of method and precision, the recommended methods first (Preset.estimated)."""
 
 
 @dataclass(frozen=True)

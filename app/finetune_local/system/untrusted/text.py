@@ -31,6 +31,16 @@ MOST_DIGITS = 300
 MOST_PARTS = 5_000_000
 """Most brackets and commas outside strings; each may cost 100 bytes of memory. A 35 MB tokenizer.json has 2 million."""
 
+_STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never backtracks
+_KINDS = {
+    dict: msg("an object"),
+    list: msg("a list"),
+    str: msg("a text"),
+    bool: msg("true or false"),
+    int: msg("a number"),
+    float: msg("a number"),
+}
+
 
 class ForeignTextError(ValueError):
     """The text cannot be used. The message is the end of a sentence without a full stop: what is wrong, and where."""
@@ -187,17 +197,6 @@ def kind_of(value: object) -> str:
     if value is None:
         return "null"
     return _KINDS.get(type(value), type(value).__name__)
-
-
-_STRINGS_APART = re.compile(r'"(?:[^"\\]++|\\.)*+(?:"|$)|[^"]++', re.DOTALL)  # possessive, so that it never backtracks
-_KINDS = {
-    dict: msg("an object"),
-    list: msg("a list"),
-    str: msg("a text"),
-    bool: msg("true or false"),
-    int: msg("a number"),
-    float: msg("a number"),
-}
 
 
 def _check_depth(value: Any, text: str, start: int, end: int, depth: int) -> None:

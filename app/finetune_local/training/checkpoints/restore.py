@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 Unusable = Sequence[tuple[Path, str]]
 """Unusable checkpoints, newest first, each with the reason."""
 
+BASE_FILE = "base.json"
+WHOLE = 4 * 2**30
+"""The most bytes of weights that are hashed completely."""
+_PLACES, _PLACE_BYTES = 64, 2**16
+_SLOW = 2**29
+"""Hashing this many bytes takes about a second, so the user sees a phase."""
+
 
 def newest_intact(run: Run, use: Callable[[Loaded], None]) -> Generator[Event, None, Loaded | None]:
     """Load the newest intact checkpoint that `use` accepts; None if the run has no checkpoints.
@@ -172,15 +179,6 @@ def _missing_events(run: Run, loaded: Loaded) -> Generator[Event, None, None]:
         yield Validation(step=step, loss=state.validation_loss, best=True)
     if (Checkpoint, step) not in known:
         yield Checkpoint(step=step, folder=str(loaded.folder))
-
-
-BASE_FILE = "base.json"
-WHOLE = 4 * 2**30
-"""The most bytes of weights that are hashed completely."""
-
-_PLACES, _PLACE_BYTES = 64, 2**16
-_SLOW = 2**29
-"""Hashing this many bytes takes about a second, so the user sees a phase."""
 
 
 class Weights(BaseModel):

@@ -1,4 +1,4 @@
-"""`runs check`: find damaged files of a run and repair what can be repaired. Also finishes what a killed worker left unfinished.
+"""`runs check`: find damaged files of a run and repair what can be repaired.
 
 Nothing is deleted: a damaged checkpoint is moved to the folder `damaged`, and an adapter is rewritten from its checkpoint. Damaged
 rows are prepared again when the run is resumed, which needs its tokenizer.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,14 +16,14 @@ from finetune_local.adapter_format import CONFIG, WEIGHTS, read_adapter
 from finetune_local.adapters.identity import FILE as IDENTITY
 from finetune_local.runtime.status import ProcessState
 from finetune_local.system import checksums
-from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, RunError, SpecError, UserError
-from finetune_local.system.files import ASIDE, disk_full, write_text
+from finetune_local.system.errors import AdapterError, DamagedRun, DiskFailed, SpecError, UserError
 from finetune_local.system.messages import Message, message_of, msg, without_full_stop
 from finetune_local.system.untrusted.text import ForeignTextError, parse_json_object
 from finetune_local.training.checkpoints import checkpoint
-from finetune_local.training.checkpoints.checkpoint import RESUME, publish_checkpoint
-from finetune_local.training.events import ENDS, Event, Finished, StoppedByUser
+from finetune_local.training.checkpoints.checkpoint import publish_checkpoint
+from finetune_local.training.events import Finished, StoppedByUser
 from finetune_local.training.run_folder.runs import Run
+from finetune_local.training.run_folder.tidy import complete, untidy
 
 Kind = Literal["damaged", "newer", "untidy"]
 
@@ -252,72 +251,3 @@ def _readable(line: bytes) -> bool:
     except ForeignTextError:
         return False
     return True
-
-
-REPORT = "report.md"
-
-
-def write_report(run: Run, last: Event) -> None:
-    """Write report.md, the run's summary as a table, if the run finished or was stopped. Raises DiskFailed."""
-    if isinstance(last, (Finished, StoppedByUser)):
-        write_text(run.folder / REPORT, _report(run, last), RESUME)
-
-
-def untidy(run: Run) -> list[str]:
-    """What a worker that was killed after its last event left unfinished: names of files to be written or removed."""
-    last = run.last_event()
-    if not isinstance(last, ENDS):
-        return []
-    found = [file.name for file in (run.worker_file, run.reserve_file) if file.exists()]
-    found += sorted(place.name for folder in (run.folder, run.checkpoints) for place in folder.glob(ASIDE + "*"))
-    if isinstance(last, (Finished, StoppedByUser)) and _lacks_report(run, last):
-        found.append(REPORT)
-    return found
-
-
-def _lacks_report(run: Run, last: Finished | StoppedByUser) -> bool:
-    """Whether report.md is missing or of an earlier end. After a regular end it is not compared: the user may have edited it."""
-    if not (run.folder / REPORT).exists():
-        return True
-    return run.worker_file.exists() and _written(run) != _report(run, last)
-
-
-def complete(run: Run) -> list[str]:
-    """Finish what untidy() lists; returns that list. Does nothing while the run has a worker. Raises DiskFailed."""
-    if run.alive() or not untidy(run):
-        return []
-    with run.locked() as mine:
-        if not mine:
-            return []
-        done, last = untidy(run), run.last_event()
-        with disk_full(run.folder, RESUME):
-            if last is not None and REPORT in done:
-                write_report(run, last)
-            run.sweep()
-        run.release()
-        return done
-
-
-def complete_all(runs: Iterable[Run]) -> None:
-    """complete() for each run; failures are ignored, because callers only want to read the runs."""
-    for run in runs:
-        with suppress(OSError, RunError):
-            complete(run)
-
-
-def _report(run: Run, last: Finished | StoppedByUser) -> str:
-    lines = [
-        f"# {run.name}",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {key} | {value} |" for key, value in last.summary.items()),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _written(run: Run) -> str:
-    try:
-        return (run.folder / REPORT).read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return ""

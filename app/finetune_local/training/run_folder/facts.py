@@ -25,6 +25,12 @@ from finetune_local.training.run_folder.runs import Run
 DAMAGED = "damaged"
 """A mark beside the status: run.json cannot be read. `--json` prints it in place of the status."""
 
+_NUMBERS = frozenset((
+    "step", "steps", "max_steps", "first_loss", "last_loss", "validation_loss", "best_validation_loss", "trained_tokens", "supervised_tokens",
+    "trainable_parameters", "seconds", "cpu_seconds", "peak_memory_bytes",
+))  # fmt: skip
+_TEXTS = frozenset(("backend", "device", "method", "model", "objective", "precision"))
+
 
 @dataclass(frozen=True)
 class RunFacts:
@@ -139,13 +145,6 @@ class _Settings(BaseModel):
         steps = self.training.max_steps
         return {"method": method, "objective": objective, "model": self.model.id, "backend": self.backend, "precision": self.model.precision,
                 "steps": steps, "max_steps": steps, "files": list(self.data.files)}  # fmt: skip
-
-
-_NUMBERS = frozenset((
-    "step", "steps", "max_steps", "first_loss", "last_loss", "validation_loss", "best_validation_loss", "trained_tokens", "supervised_tokens",
-    "trainable_parameters", "seconds", "cpu_seconds", "peak_memory_bytes",
-))  # fmt: skip
-_TEXTS = frozenset(("backend", "device", "method", "model", "objective", "precision"))
 
 
 def _valid(values: Mapping[str, Any]) -> dict[str, object]:

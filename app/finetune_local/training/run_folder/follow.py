@@ -18,6 +18,8 @@ from finetune_local.training.events import ENDS, Event, Failed, Note, StoppedByU
 from finetune_local.training.run_folder import runs
 from finetune_local.training.run_folder.runs import Run
 
+POLL_SECONDS = 0.1
+
 
 def create_checked(
     specs: Sequence[RunSpec], home: Home, progress: Callable[[str, float | None], None], made_from: str | None = None
@@ -68,9 +70,6 @@ def with_absolute_files(spec: RunSpec) -> RunSpec:
         for field in ("files", "validation_files")
     }
     return spec.model_copy(update={"data": spec.data.model_copy(update=absolute)})
-
-
-POLL_SECONDS = 0.1
 
 
 def start(run: Run, home: Home) -> int:

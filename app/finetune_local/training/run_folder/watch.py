@@ -30,6 +30,12 @@ SPANS = 1000
 SMOOTHING = 40.0
 """The window of a smoothed curve is 1/SMOOTHING of the run."""
 
+Axis = Literal["step", "tokens", "seconds"]
+AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
+Smoothing = Literal["none", "light", "strong"]
+SMOOTHINGS: Mapping[Smoothing, float | None] = {"none": None, "light": 40.0, "strong": 12.0}
+"""The `smoothing` of Curve.smoothed() for each choice."""
+
 
 @dataclass
 class Span:
@@ -198,13 +204,6 @@ def _joined(spans: Iterable[Span]) -> Span:
     mean = sum(span.mean * span.count for span in found) / count
     return Span(found[-1].step, mean, min(s.low for s in found), max(s.high for s in found), count)
 
-
-Axis = Literal["step", "tokens", "seconds"]
-AXES: tuple[Axis, ...] = ("step", "tokens", "seconds")
-
-Smoothing = Literal["none", "light", "strong"]
-SMOOTHINGS: Mapping[Smoothing, float | None] = {"none": None, "light": 40.0, "strong": 12.0}
-"""The `smoothing` of Curve.smoothed() for each choice."""
 
 Points = list[tuple[float, float]]
 

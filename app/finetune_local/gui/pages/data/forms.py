@@ -37,6 +37,8 @@ COLUMNS_SHOWN = 40
 _SPEAKERS_SHOWN = 50
 
 Values = Mapping[str, Any]
+EXAMPLE = "orders.jsonl"
+MOST_FILES = 100
 
 
 def columns_card(t: Strings, f: Formats, settings: DataSettings, found: Values) -> Html | None:
@@ -222,10 +224,6 @@ def _number(id: str, key: str, value: object, *, least: int, most: int | None = 
         data_value=key,
         data_fresh="" if value is None else value,
     )
-
-
-EXAMPLE = "orders.jsonl"
-MOST_FILES = 100
 
 
 def files_of(settings: DataSettings) -> list[str]:

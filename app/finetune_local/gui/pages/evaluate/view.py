@@ -19,6 +19,7 @@ ROWS = 8
 """Rows per page; each is a question with up to four answers."""
 
 Values = Mapping[str, Any]
+KEYS: dict[Side, str] = {"a": "1", "b": "2", "tie": "0", "skip": "s"}
 
 
 def result(t: Strings, f: Formats, saved: Saved) -> Html:
@@ -245,9 +246,6 @@ def earlier(t: Strings, f: Formats, all_saved: Sequence[Saved], shown: str) -> H
         h("span", t("common.details"), class_="unseen"),
     )
     return parts.card(parts.table(headings, body, caption=t("evaluate.earlier")), title=t("evaluate.earlier"))
-
-
-KEYS: dict[Side, str] = {"a": "1", "b": "2", "tie": "0", "skip": "s"}
 
 
 def against(saved: Saved, requested: object) -> Other:

@@ -16,6 +16,8 @@ from finetune_local.models.hub.repository import endpoint
 from finetune_local.models.hub.search import Hit
 from finetune_local.models.memory.estimate import Fit, fits_shape, shape_like
 
+KINDS = {"fits": "good", "tight": "warn", "too big": "bad"}
+
 
 class Offers:
     """Cards of models to download. `busy`: those being downloaded, as ORG/NAME or the default model's short name."""
@@ -166,9 +168,6 @@ def address(t: Strings, text: str) -> Html:
     """A web address to copy; the app does not open it."""
     copy = h("button", t("common.copy"), type="button", class_="button small quiet", data_copy=text)
     return h("span", h("code", text), copy, class_="address")
-
-
-KINDS = {"fits": "good", "tight": "warn", "too big": "bad"}
 
 
 def verdict(t: Strings, fit: Fit) -> str:

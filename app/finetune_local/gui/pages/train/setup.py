@@ -41,6 +41,13 @@ if TYPE_CHECKING:
 
 GOALS: tuple[str, ...] = get_args(Goal)
 
+RECENT = 30
+"""How many of the newest runs are used to estimate speed."""
+REMEMBERED = 400
+"""Forecasts that are cached."""
+RECENT_SECONDS = 10.0
+"""Seconds for which facts of earlier runs are cached."""
+
 
 def method_key(window: Window) -> str:
     """The selected method."""
@@ -232,15 +239,6 @@ def _marks(forecast: Forecast) -> Html:
     chosen = ",".join(f"#{element_id(path)} input,#{element_id(path)} textarea" for path in named) or ".none"
     return Html(chosen + "{border-color:var(--ftl-bad)!important;box-shadow:0 0 0 1px var(--ftl-bad)!important}")
 
-
-RECENT = 30
-"""How many of the newest runs are used to estimate speed."""
-
-REMEMBERED = 400
-"""Forecasts that are cached."""
-
-RECENT_SECONDS = 10.0
-"""Seconds for which facts of earlier runs are cached."""
 
 _opened: dict[tuple[str, float], ModelFolder] = {}
 
