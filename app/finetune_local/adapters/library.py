@@ -62,6 +62,10 @@ class AdapterFacts:
     problem: Message | None = None
     """Why it cannot be used; None for a sound one."""
 
+    def as_json(self) -> dict[str, Any]:
+        """What verbs print of one adapter. It has no `problem`: an adapter that cannot be used is an error there."""
+        return {name: value for name, value in asdict(self).items() if name != "problem"}
+
 
 @dataclass(frozen=True)
 class AdapterDetails:
@@ -79,7 +83,7 @@ class AdapterDetails:
     def as_json(self) -> dict[str, Any]:
         """The object that `adapters info --json` prints."""
         own = {"modules": self.modules, "settings": self.settings, "mergeable": self.mergeable}
-        return {**asdict(self.facts), **own, **self.more}
+        return {**self.facts.as_json(), **own, **self.more}
 
 
 @dataclass(frozen=True)

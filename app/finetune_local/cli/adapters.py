@@ -270,6 +270,6 @@ def _mean(values: Iterable[float]) -> float:
 
 def _report(entry: Any, text: str, as_json: bool) -> None:
     if as_json:
-        emit(asdict(entry.describe()))
+        emit(entry.describe().as_json())
     else:
         note(text)

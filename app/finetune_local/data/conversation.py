@@ -1,4 +1,7 @@
-"""What every input format becomes: a conversation, a plain text, or a pair of answers to one prompt."""
+"""What every input format becomes: a conversation, a plain text, or a pair of answers to one prompt.
+
+Also which of them are held out for validation, by a hash of their contents.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""Evaluations on disk: save, list, find, rename, remove and restore them. Each is a folder in the home's evaluations/.
+"""Evaluations on disk: save, list, find, rename, remove and restore them, and choose rows of one by their gain.
 
-result.json    what `evaluate --json` prints, plus model, adapter, choices, creation time and seconds; written last
-rows.jsonl     one row per line: question, reference answer, and each condition's answer with its metrics
-votes.jsonl    votes on pairs of answers, appended one by one (votes.py)
+Each is a folder in the home's evaluations/:
+
+    result.json    what `evaluate --json` prints, plus model, adapter, choices, creation time and seconds; written last
+    rows.jsonl     one row per line: question, reference answer, and each condition's answer with its metrics
+    votes.jsonl    votes on pairs of answers, appended one by one (votes.py)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The receivers: plain transformers and plain mlx-lm for a merged folder, llama.cpp for a GGUF file.
 
-Also which models plain mlx-lm is known not to support, or only in part.
+Also how an export is opened in each, and which models plain mlx-lm is known not to support, or only in part.
 """
 
 from __future__ import annotations

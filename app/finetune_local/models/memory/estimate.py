@@ -1,4 +1,4 @@
-"""Estimate the memory of a training run before anything is loaded.
+"""Estimate the memory of a training run before anything is loaded, and judge whether a model fits on a device.
 
 Allocators, kernels and other programs add their own; the measured peak is in the run's events. Predicted / measured for SmolLM2-135M
 on a Linux CPU with 1024 tokens per micro-batch, from `benchmarks/memory.py --steps 2`: torch bf16 lora 1.03, dora 1.03, vera 1.02,

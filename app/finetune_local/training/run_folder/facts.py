@@ -1,4 +1,4 @@
-"""Facts of runs for lists, from run.json and the last events: quick enough for a thousand runs."""
+"""Facts of runs, for lists and `--json`, from run.json and the last events: quick enough for a thousand runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The details of one adapter: settings, lineage, scores, and actions."""
+"""The details of one adapter: settings, the tree of adapters it was trained from, scores, and actions."""
 
 from __future__ import annotations
 
