@@ -3,7 +3,7 @@
 
     python3 packaging/run.py demo              train on the shipped example; compare the answers before and after
     python3 packaging/run.py test              every check: lint, types, import contracts, tests
-    python3 packaging/run.py test --quick      lint, types, import contracts and unit tests without an engine: a minute
+    python3 packaging/run.py test --quick      lint, types, import contracts and unit tests without an engine: two minutes
     python3 packaging/run.py setup             only install
     python3 packaging/run.py cli ARGUMENTS     install if needed, then `finetune-local ARGUMENTS`
 
