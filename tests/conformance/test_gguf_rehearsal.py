@@ -133,7 +133,7 @@ def test_values_beyond_float16_are_refused_before_anything_is_written(
     adapter = made_adapter(tmp_path / "base", tmp_path / "a")
     monkeypatch.setattr(gguf, "written_aside", never)
     monkeypatch.setattr(merged, "written_aside", never)
-    told = r"model\.layers\.1\.mlp\.up_proj\.weight has a value of 7\d{4}(\.\d)?, and float16 only reaches 65504"
+    told = r"model\.layers\.1\.mlp\.up_proj\.weight has a value of 7\d{4}(\.\d)?, but float16 only reaches 65504"
     with pytest.raises(ModelError, match=told):
         write_gguf(model, adapter, tmp_path / "m.gguf", quant)
     with pytest.raises(ModelError, match=told):

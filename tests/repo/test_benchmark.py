@@ -136,7 +136,7 @@ def test_a_label_does_not_cover_what_is_reserved() -> None:
 
 
 def test_an_area_that_is_too_full_is_refused() -> None:
-    with pytest.raises(ValueError, match="no space for the label"):
+    with pytest.raises(ValueError, match="no room for the label"):
         place_labels(*crowd(30), (60.0, 180.0, 540.0, 230.0))
 
 
