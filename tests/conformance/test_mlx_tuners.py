@@ -113,7 +113,7 @@ def test_a_tracker_sees_the_clipped_gradients_changes_tensors_and_is_saved(
     assert_same(other.tensors("m"), session.tensors("m"))
     family.kept = None
     other.prepare("m", TrainingSettings())
-    with pytest.raises(AdapterError, match="another kind"):
+    with pytest.raises(AdapterError, match="another optimizer or adapter"):
         other.restore_optimizer(state)
 
 

@@ -89,7 +89,7 @@ def test_the_second_interrupt_ends_all_at_once_and_says_how_to_go_on(
         signal.raise_signal(signal.SIGINT)
 
     at_a_checkpoint(monkeypatch, press)
-    with pytest.raises(Stopped, match=r"ended at once.*resume two"):
+    with pytest.raises(Stopped, match=r"stopped immediately.*resume two"):
         train("--config", str(config_of(tmp_path, tiny, data, backend, long(TWO, 4000))))
     assert all(run.process_state().killed for run in runs.every(home))
 
@@ -169,7 +169,7 @@ def test_a_name_that_cannot_be_used_leaves_no_run_behind(
     [
         ({"method": {"key": "lora", "rang": 4}}, "rang"),
         ({"method": {"key": "lora", "rank": 4000}}, "a rank above"),
-        ({"method": {"key": "prefix", "rank": 4}}, "one of .*lora"),
+        ({"method": {"key": "prefix", "rank": 4}}, "belongs to .*lora"),
         ({"method": "lora", "training": {"max_steps": 0}}, "max_steps"),
         ({"method": "lora", "data": {"files": ["gone.jsonl"]}}, "gone.jsonl"),
         ({"method": "dorra"}, "Did you mean 'dora'"),
