@@ -280,7 +280,7 @@ def test_matrices_of_one_kind_and_two_shapes_share_apart() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"kept": ("model.layers.0.self_attn.p_proj",)}, r"--keep-layer .*p_proj: no layer .* Did you mean"),
+        ({"kept": ("model.layers.0.self_attn.p_proj",)}, r"--keep-layer .*p_proj: no adapted layer .* Did you mean"),
         ({"kept": (Q0,), "targets": ("v_proj",)}, "no adapted layer has that name"),
         ({"rank": 33}, "a rank above 32 adds nothing"),
         ({"keep_importance": 0.0}, "greater than 0"),
