@@ -175,7 +175,7 @@ def _presets() -> str:
         (f"`{m.key}`", m.tuner, ", ".join(f"`{k}` = {_plain(v)}" for k, v in m.defaults.items()) or "(defaults)")
         for m in presets().values()
     ]
-    return _table(("Method", "Family", "What the name stands for"), rows)
+    return _table(("Method", "Tuner", "What the name stands for"), rows)
 
 
 def _targets() -> str:

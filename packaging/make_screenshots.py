@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def _prepare(home: Path) -> None:
-    """A home in which something has happened; what is there already is not done again."""
+    """Fill the home with a model, runs, chats, evaluations and exports; what exists is skipped."""
 
     def cli(*arguments: object) -> None:
         command = [sys.executable, "-m", "finetune_local", *map(str, arguments), "--home", str(home)]

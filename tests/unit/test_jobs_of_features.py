@@ -18,7 +18,7 @@ from tiny import tiny_model
 
 
 class Told:
-    """A Tell that remembers, and stops where it is told so."""
+    """A Reporter that records its texts, and raises Stopped at the text `until`."""
 
     def __init__(self, until: str = "") -> None:
         self.texts: list[str] = []

@@ -31,7 +31,7 @@ def command(backend: str, home: str | None, as_json: bool) -> None:
 def _print(report: MachineReport) -> None:
     screen = console()
     screen.print(f"Backend: {report.why}" if report.backend else f"No backend can be used. {report.why}", markup=False)
-    whose = "other users can look into it" if report.home_open_to_others else "yours alone"
+    whose = "readable by other users" if report.home_open_to_others else "private"
     rows: list[list[object]] = [
         ["system", report.system],
         ["processors", report.processors],

@@ -139,15 +139,17 @@ def _run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         # A path without write permission or a failing disk is not a defect of the program.
-        problem = failure(error, Path(error.filename or "a file"), "Run the same command again then.")
+        problem = failure(error, Path(error.filename or "a file"), "Then run the same command again.")
         if problem is None:
             raise
         by_user = error.errno in _ABOUT_A_PATH
         message = str(problem)
         if error.errno in _FORBIDDEN:
-            message = f"{error.filename or 'a file'}: {error.strerror}. Give another place, or change its permissions."
+            message = (
+                f"{error.filename or 'a file'}: {error.strerror}. Choose another location, or change its permissions."
+            )
         elif isinstance(problem, DiskFull):
-            message = f"{error.filename or 'a file'}: {error.strerror}. Make room and run the same command again."
+            message = f"{error.filename or 'a file'}: {error.strerror}. Free some disk space, then run the same command again."
         if as_json:
             _print_error("UserError" if by_user else problem.code, message)
         click.echo(f"finetune-local: {message}", err=True)

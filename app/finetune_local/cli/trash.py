@@ -12,7 +12,9 @@ from finetune_local.system import paths
 ORDER = 11
 
 
-@click.group("trash", short_help="List removed runs and adapters, or free their room.", invoke_without_command=True)
+@click.group(
+    "trash", short_help="List removed runs and adapters, or delete them permanently.", invoke_without_command=True
+)
 @home_option
 @json_option
 @click.pass_context
@@ -55,4 +57,4 @@ def empty(outer: paths.Home, yes: bool, home: str | None, as_json: bool) -> None
     if as_json:
         emit({"deleted": number})
     else:
-        note(f"deleted for good: {number}")
+        note(f"permanently deleted: {number}")

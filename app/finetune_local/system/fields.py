@@ -166,7 +166,7 @@ def declared(package: str, attribute: str, kind: type[D]) -> dict[str, D]:
         one = getattr(importlib.import_module(f"{package}.{module.name}"), attribute)
         if not isinstance(one, kind) or one.key != module.name:
             raise RuntimeError(
-                f"{package}.{module.name}: {attribute} is no {kind.__name__} with the key {module.name!r}"
+                f"{package}.{module.name}: {attribute} is not a {kind.__name__} with the key {module.name!r}"
             )
         found[one.key] = one
     return found

@@ -8,7 +8,7 @@ import os
 import random
 import struct
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +103,7 @@ def attempt(prepared: list[Good], draw: random.Random, folder: Path) -> None:
         _write(place, files, draw, links=False)
         told = library.listing(home)
         assert len(told) <= 1
-        json.dumps(told)
+        json.dumps([asdict(facts) for facts in told])
         library.details("x", place, "imported")
         return
     source = folder / "theirs"
@@ -121,7 +121,7 @@ def attempt(prepared: list[Good], draw: random.Random, folder: Path) -> None:
         assert list(home.adapters.iterdir()) == [], "something is left of what was refused"
         raise
     for told in library.listing(home):
-        json.dumps(told, ensure_ascii=False).encode("utf-8")
+        json.dumps(asdict(told), ensure_ascii=False).encode("utf-8")
 
 
 def _mutated(files: dict[str, bytes], draw: random.Random) -> dict[str, bytes]:

@@ -72,7 +72,7 @@ class _Pass:
     example_keys: array[int] = field(default_factory=lambda: array("Q"))
     lowest: list[tuple[int, int, Conversation]] = field(default_factory=list)
     """The conversations of lowest key, as a heap of (−key, −count, conversation): those the split holds out first."""
-    _held: set[int] = field(default_factory=set)
+    _kept_keys: set[int] = field(default_factory=set)
 
     def run(self, names: Sequence[str], writer: Writer, limit: int | None, progress: Callable[[float], None]) -> None:
         """Read and encode files one after the other."""
@@ -110,13 +110,13 @@ class _Pass:
         self.rejected.write(json.dumps(as_plain(row), ensure_ascii=False) + "\n")
 
     def _keep(self, row: Conversation, cut: int, key: int) -> None:
-        if key in self._held or len(row.text or "") + sum(len(m.content) for m in row.messages) > _KEEP_CHARACTERS:
+        if key in self._kept_keys or len(row.text or "") + sum(len(m.content) for m in row.messages) > _KEEP_CHARACTERS:
             return
         if len(self.lowest) >= CONVERSATIONS_KEPT:
             if key > -self.lowest[0][0]:
                 return
-            self._held.discard(-heapq.heappop(self.lowest)[0])
-        self._held.add(key)
+            self._kept_keys.discard(-heapq.heappop(self.lowest)[0])
+        self._kept_keys.add(key)
         shorter = replace(row, messages=kept(row.messages, cut))
         heapq.heappush(self.lowest, (-key, -self.tally.used, shorter))
 
@@ -153,32 +153,34 @@ def prepare(
                 raise nothing_usable(settings.files, train.tally.rejected)
             given = _validation_files(train, folder, progress) if settings.validation_files else None
         progress(msg("writing data"), None)
-        aside = held_out(train.tally.keys, settings.validation) if given is None else np.unique(given.tally.keys)
-        _write_sides(train, aside, folder, own_files=given is not None)
-        _write_conversations(folder / CONVERSATIONS, (given or train).lowest, aside)
+        held_out_keys = (
+            held_out(train.tally.keys, settings.validation) if given is None else np.unique(given.tally.keys)
+        )
+        _write_splits(train, held_out_keys, folder, own_files=given is not None)
+        _write_conversations(folder / CONVERSATIONS, (given or train).lowest, held_out_keys)
     finally:
         remove(folder, _PASSED)
-    sides = Dataset(folder, "train"), Dataset(folder, "validation")
-    if not len(sides[0]):
+    splits = Dataset(folder, "train"), Dataset(folder, "validation")
+    if not len(splits[0]):
         raise DataError(msg("every training row also occurs in the validation data, so nothing is left to learn from."))
-    leaks = 0 if given is None else int(np.isin(train.tally.keys, aside).sum())
+    leaks = 0 if given is None else int(np.isin(train.tally.keys, held_out_keys).sum())
     if given is not None:
         train.tally.absorb(given.tally)
     report = train.tally.report(
         [*train.files, *(given.files if given else [])],
         max_length,
         settings,
-        train_rows=len(sides[0]),
-        validation_rows=len(sides[1]),
+        train_rows=len(splits[0]),
+        validation_rows=len(splits[1]),
         leaks=leaks,
     )
     _write_data(folder, settings, seed, report)
     progress(msg("writing data"), 1.0)
-    return Prepared(*sides, report)
+    return Prepared(*splits, report)
 
 
 def open_prepared(folder: Path) -> Prepared:
-    """What prepare() wrote; the data files themselves may be gone. Checksums are problem()'s affair. Raises DataError."""
+    """What prepare() wrote; the data files themselves may be gone. problem() verifies the checksums. Raises DataError."""
     try:
         report = Report.from_json(carried(read_json_object(folder / DATA)["report"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -246,21 +248,21 @@ def _validation_files(train: _Pass, folder: Path, progress: Progress) -> _Pass:
     return given
 
 
-def _write_sides(train: _Pass, aside: Keys, folder: Path, *, own_files: bool) -> None:
+def _write_splits(train: _Pass, held_out_keys: Keys, folder: Path, *, own_files: bool) -> None:
     """Copy the first pass's examples to their side. If validation has separate files, examples that occur there are dropped."""
     passed = Dataset(folder, _PASSED)
-    is_aside = np.isin(np.array(train.example_keys, np.uint64), aside)
+    is_held_out = np.isin(np.array(train.example_keys, np.uint64), held_out_keys)
     with ExitStack() as stack:
         writer = stack.enter_context(Writer(folder, "train"))
         other = None if own_files else stack.enter_context(Writer(folder, "validation"))
         for index in range(len(passed)):
-            side = other if is_aside[index] else writer
+            side = other if is_held_out[index] else writer
             if side is not None:
                 side.add(*passed.example(index))
 
 
-def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversation]], aside: Keys) -> None:
-    chosen = {int(key) for key in aside[:CONVERSATIONS_KEPT]}
+def _write_conversations(path: Path, lowest: Sequence[tuple[int, int, Conversation]], held_out_keys: Keys) -> None:
+    chosen = {int(key) for key in held_out_keys[:CONVERSATIONS_KEPT]}
     with disk_full(path.parent, ADVICE), path.open("w", encoding="utf-8", newline="\n") as file:
         for negative, _, conversation in sorted(lowest, key=lambda item: item[:2], reverse=True):
             if -negative in chosen:

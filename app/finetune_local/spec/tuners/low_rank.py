@@ -159,7 +159,7 @@ class LowRank(Tuner):
         linear = [t for t in adapted if not is_embedding(t.module)]
         kept = (2 if settings.from_weights else 1) * sum(settings.rank_of(t.module) for t in adapted)
         if settings.dropout:
-            kept += 2 * sum(target.in_features for target in linear)  # what is left of it, and what was drawn
+            kept += 2 * sum(target.in_features for target in linear)  # the input after dropout, and the mask
         elif not settings.freeze_a:
             kept += saved_inputs(linear)
         return (

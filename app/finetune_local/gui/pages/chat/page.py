@@ -49,7 +49,7 @@ class ChatPage:
         self.context, self.t = context, context.t
         self.view = ChatView(context.t, context.f)
         self._notes: dict[str, str] = {}
-        """What was last told beside the list of those who answer, by window."""
+        """The note last shown beside the list of answering models, by window."""
         self._moving: dict[str, float] = {}
         """When something was last pressed or followed in a window."""
 
