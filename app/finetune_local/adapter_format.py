@@ -21,7 +21,7 @@ from finetune_local.spec.tuners import OWN_TYPE, PREFIX, Array, from_own_config,
 from finetune_local.spec.value_head import VALUE_HEAD
 from finetune_local.system import checksums
 from finetune_local.system.errors import AdapterError, typed
-from finetune_local.system.files import disk_full, written_aside
+from finetune_local.system.files import FREE_SPACE, disk_full, written_aside
 from finetune_local.system.messages import Message, msg, system_reason
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object, read_json_object
 
@@ -39,7 +39,7 @@ def write_adapter(folder: Path, plan: AdapterPlan, tensors: Mapping[str, Array],
     from safetensors.numpy import save_file
 
     config = {"base_model_name_or_path": base, **tuner_of(plan).config(plan)}
-    with disk_full(folder, msg("Free some space on it.")):
+    with disk_full(folder, FREE_SPACE):
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, folder / WEIGHTS, metadata={"format": "pt"})
         (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", "utf-8")
@@ -194,7 +194,7 @@ def use_plain_names(folder: Path) -> bool:
         return False
     text = json.dumps({"__metadata__": about, **{name: header[stored] for name, stored in names.items()}}).encode()
     text += b" " * (-len(text) % 8)
-    with written_aside(file, msg("Free some space on it.")) as aside:
+    with written_aside(file, FREE_SPACE) as aside:
         aside.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + length :])
     return True
 

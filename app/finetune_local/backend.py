@@ -21,7 +21,7 @@ from finetune_local.spec.objectives import Objective
 from finetune_local.spec.plan import AdapterPlan
 from finetune_local.spec.run import Precision, Quantisation, TrainingSettings
 from finetune_local.system.errors import SpecError
-from finetune_local.system.fields import did_you_mean
+from finetune_local.system.fields import choices
 from finetune_local.system.messages import Message, join_messages, msg
 
 
@@ -293,12 +293,7 @@ def choose(requested: str = "auto") -> tuple[Backend, Message]:
     if requested != "auto":
         if requested not in known:
             raise SpecError(
-                msg(
-                    "there is no backend '{name}'.{did_you_mean} Known: auto, {names}.",
-                    name=requested,
-                    did_you_mean=did_you_mean(requested, list(known)),
-                    names=", ".join(known),
-                )
+                msg("there is no backend '{name}'.{did_you_mean} Known: auto, {names}.", **choices(requested, known))
             )
         if reason := known[requested].missing():
             raise SpecError(msg("--backend {name} cannot be used here: {reason}", name=requested, reason=reason))

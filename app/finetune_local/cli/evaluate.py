@@ -122,7 +122,7 @@ def command(
             progress=progress,
         )
     if out is not None:
-        with written_aside(out, f"The answers are kept in {done.saved.folder} too.") as aside:
+        with written_aside(out, msg("The answers are kept in {folder} too.", folder=done.saved.folder)) as aside:
             shutil.copyfile(done.saved.folder / ROWS, aside)
         share(out, paths.home(home).root)
     if as_json:

@@ -24,7 +24,7 @@ from finetune_local import __version__
 from finetune_local.system import private
 from finetune_local.system.errors import DiskFull, FinetuneError, Stopped
 from finetune_local.system.files import failure
-from finetune_local.system.messages import carrying, message_of
+from finetune_local.system.messages import carrying, message_of, msg
 
 DEFAULT_VERB = "train"
 HELPERS = ("main", "common", "progress", "spec_options")
@@ -139,7 +139,7 @@ def _run(arguments: list[str]) -> int:
         return 1
     except OSError as error:
         # A path without write permission or a failing disk is not a defect of the program.
-        problem = failure(error, Path(error.filename or "a file"), "Then run the same command again.")
+        problem = failure(error, Path(error.filename or "a file"), msg("Then run the same command again."))
         if problem is None:
             raise
         by_user = error.errno in _ABOUT_A_PATH

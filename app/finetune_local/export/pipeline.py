@@ -17,7 +17,7 @@ from finetune_local.models.resolve import find as find_model
 from finetune_local.models.resolve import resolve
 from finetune_local.spec.run import DEFAULT_MODEL
 from finetune_local.system.errors import AdapterError, ModelError, UserError, VerificationFailed
-from finetune_local.system.fields import did_you_mean
+from finetune_local.system.fields import choices
 from finetune_local.system.files import ASIDE, remove, replace
 from finetune_local.system.messages import Progress, message_of, msg, silent
 from finetune_local.system.paths import Home, expanded
@@ -165,14 +165,7 @@ def export_named(
 def target_of(key: str) -> Target:
     """A target by its key. Raises ModelError listing the known ones."""
     if key not in targets():
-        raise ModelError(
-            msg(
-                "there is no export '{name}'.{did_you_mean} Known: {names}.",
-                name=key,
-                did_you_mean=did_you_mean(key, list(targets())),
-                names=", ".join(targets()),
-            )
-        )
+        raise ModelError(msg("there is no export '{name}'.{did_you_mean} Known: {names}.", **choices(key, targets())))
     return targets()[key]
 
 

@@ -21,7 +21,7 @@ from finetune_local.runtime.kinds import JobKind
 from finetune_local.runtime.status import ProcessState, Status
 from finetune_local.runtime.worker_files import WorkerFiles, log_tail
 from finetune_local.system.files import disk_full, sync
-from finetune_local.system.messages import carried, carrying, msg
+from finetune_local.system.messages import Message, carried, carrying, msg
 from finetune_local.system.untrusted.text import ForeignTextError, open_file, parse_json_object
 
 _FAR_BACK = 2**25
@@ -35,7 +35,7 @@ class EventLog:
     folder: Path
 
     format: ClassVar[EventFormat]
-    on_full_disk: ClassVar[str] = msg("Free some space, then start it again.")
+    on_full_disk: ClassVar[Message] = msg("Free some space, then start it again.")
     """Advice in the error for a full disk."""
 
     @property

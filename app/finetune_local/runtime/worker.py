@@ -16,7 +16,7 @@ from finetune_local.runtime.kinds import Reporter, kinds
 from finetune_local.runtime.start import log_line
 from finetune_local.system.errors import DiskFailed, FinetuneError, SpecError, Stopped
 from finetune_local.system.files import failure
-from finetune_local.system.messages import msg
+from finetune_local.system.messages import Message, msg
 from finetune_local.system.paths import Home
 from finetune_local.system.private import write_privately
 
@@ -56,7 +56,7 @@ def stop_on_signals() -> Callable[[], bool]:
     return lambda: bool(received)
 
 
-def failure_event(error: BaseException, folder: Path, on_full_disk: str) -> Failed:
+def failure_event(error: BaseException, folder: Path, on_full_disk: Message) -> Failed:
     """The last event for an error. Errors of the disk become a sentence, wherever they were raised."""
     known = error if isinstance(error, FinetuneError) else failure(error, folder, on_full_disk)
     if known is not None:

@@ -23,7 +23,7 @@ from typing import ClassVar
 from finetune_local.system import locks
 from finetune_local.system.errors import RunError
 from finetune_local.system.files import disk_full, write_text
-from finetune_local.system.messages import msg, system_reason
+from finetune_local.system.messages import Message, msg, system_reason
 from finetune_local.system.process import Process
 from finetune_local.system.untrusted.text import read_json_object
 
@@ -38,7 +38,7 @@ class WorkerFiles:
 
     folder: Path
 
-    on_full_disk: ClassVar[str] = msg("Free some space, then start it again.")
+    on_full_disk: ClassVar[Message] = msg("Free some space, then start it again.")
     """Advice in the error for a full disk."""
 
     @property

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -89,6 +89,12 @@ def did_you_mean(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) 
     """ " Did you mean 'rank'?" for a near miss, else the empty string; appended to a sentence."""
     near = nearest(word, known)
     return msg(" Did you mean '{name}'?", name=near) if near else ""
+
+
+def choices(name: str, known: Iterable[str]) -> dict[str, str]:
+    """The values of a sentence about an unknown name: `name`, `did_you_mean` and `names`, the known ones."""
+    names = list(known)
+    return {"name": name, "did_you_mean": did_you_mean(name, names), "names": ", ".join(names)}
 
 
 def nearest(word: str, known: Iterator[str] | list[str] | tuple[str, ...]) -> str | None:

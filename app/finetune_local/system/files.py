@@ -18,6 +18,8 @@ from typing import Any
 from finetune_local.system.errors import DiskFailed, DiskFull
 from finetune_local.system.messages import Message, msg
 
+FREE_SPACE = msg("Free some space on it.")
+
 ASIDE = ".writing-"
 """Prefix of unfinished files; one found later was left by a killed process."""
 
@@ -98,7 +100,7 @@ def number_of(error: BaseException) -> int | None:
     return None
 
 
-def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None:
+def failure(error: BaseException, place: Path, advice: Message) -> DiskFailed | None:
     """The error for a disk failure at `place`, or at the file it names; None if it is not a disk failure."""
     if is_no_space(error):
         return DiskFull(
@@ -127,7 +129,7 @@ def failure(error: BaseException, place: Path, advice: str) -> DiskFailed | None
 
 
 @contextmanager
-def disk_full(place: Path, advice: str) -> Iterator[None]:
+def disk_full(place: Path, advice: Message) -> Iterator[None]:
     """Turn "no space left" into DiskFull and other disk failures into DiskFailed, with place, reason and `advice`."""
     try:
         yield
@@ -139,7 +141,7 @@ def disk_full(place: Path, advice: str) -> Iterator[None]:
 
 
 @contextmanager
-def written_aside(target: Path, advice: str) -> Iterator[Path]:
+def written_aside(target: Path, advice: Message) -> Iterator[Path]:
     """A temporary path beside `target` that replaces it when the block ends.
 
     On failure the old `target` stays and the new file is removed. Raises DiskFull with `advice`.
@@ -157,7 +159,7 @@ def written_aside(target: Path, advice: str) -> Iterator[Path]:
         raise
 
 
-def write_text(target: Path, text: str, advice: str = msg("Free some space on it.")) -> None:
+def write_text(target: Path, text: str, advice: Message = FREE_SPACE) -> None:
     """Replace a text file atomically. Raises DiskFull, leaving the old text."""
     with written_aside(target, advice) as aside:
         aside.write_text(text, "utf-8")

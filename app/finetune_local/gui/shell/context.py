@@ -25,7 +25,7 @@ from finetune_local.gui.widgets.parts import defect_notice, error_notice, presse
 from finetune_local.runtime.rpc import RpcClient
 from finetune_local.system import preferences
 from finetune_local.system.errors import FinetuneError
-from finetune_local.system.files import failure
+from finetune_local.system.files import FREE_SPACE, failure
 from finetune_local.system.paths import Home
 from finetune_local.training.run_folder.runs import Run
 from finetune_local.training.run_folder.watch import Watch
@@ -180,7 +180,7 @@ class Context:
 
         def failed(error: Exception) -> dict[Any, Any]:
             # An OSError for a path that the user typed is no defect.
-            known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, "Make room on it.")
+            known = error if isinstance(error, FinetuneError) else failure(error, self.home.root, FREE_SPACE)
             if known is not None:
                 return {self.notice: self.problem(known)}
             traceback.print_exception(error)

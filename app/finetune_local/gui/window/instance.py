@@ -82,7 +82,7 @@ class Instance:
     def publish(self, port: int, key: str) -> None:
         """Write instance.json. Raises DiskFull."""
         known = {**Process.here().as_json(), "port": port, "key": key}
-        with written_aside(self._file, "Make room on it, then start the app again.") as aside:
+        with written_aside(self._file, msg("Free some space on it, then start the app again.")) as aside:
             descriptor = os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _OWNER_ONLY)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 json.dump(known, file)

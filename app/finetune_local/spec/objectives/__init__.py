@@ -16,7 +16,7 @@ import numpy as np
 from finetune_local.spec.batch import Batch, Readout, ValueKind
 from finetune_local.spec.ops import NUMPY, Ops
 from finetune_local.system.errors import UnknownName
-from finetune_local.system.fields import Settings, declared, did_you_mean, setting
+from finetune_local.system.fields import Settings, choices, declared, setting
 from finetune_local.system.messages import msg
 
 Need = Literal["reference"] | ValueKind
@@ -152,14 +152,7 @@ def objective_named(key: str) -> Objective:
     """The objective called `key`, with default settings. Raises UnknownName with the known ones."""
     known = objectives()
     if key not in known:
-        raise UnknownName(
-            msg(
-                "there is no objective '{name}'.{did_you_mean} Known: {names}.",
-                name=key,
-                did_you_mean=did_you_mean(key, list(known)),
-                names=", ".join(known),
-            )
-        )
+        raise UnknownName(msg("there is no objective '{name}'.{did_you_mean} Known: {names}.", **choices(key, known)))
     return known[key]
 
 

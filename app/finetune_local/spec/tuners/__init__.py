@@ -24,7 +24,7 @@ import numpy as np
 from finetune_local.spec.peft_config import PeftConfig
 from finetune_local.spec.plan import AdapterPlan, BaseInfo, Target
 from finetune_local.system.errors import AdapterError, SpecError, UnknownName
-from finetune_local.system.fields import Settings, declared, did_you_mean, parse
+from finetune_local.system.fields import Settings, choices, declared, parse
 from finetune_local.system.messages import Message, msg
 
 Array = np.ndarray
@@ -321,11 +321,6 @@ def preset_named(key: str) -> Preset:
     known = presets()
     if key not in known:
         raise UnknownName(
-            msg(
-                "there is no method '{name}'.{did_you_mean} Known methods: {names}.",
-                name=key,
-                did_you_mean=did_you_mean(key, list(known)),
-                names=", ".join(known),
-            )
+            msg("there is no method '{name}'.{did_you_mean} Known methods: {names}.", **choices(key, known))
         )
     return known[key]
